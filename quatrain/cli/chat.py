@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -17,8 +17,8 @@ from quatrain.cli.generate import show_speed
 from quatrain.cli.sampling import MODEL_DEFAULTS, SAMPLING_DEFAULTS, ModelOptions, SamplingOptions
 
 if TYPE_CHECKING:
-    from quatrain.generation.engine import Engine, SamplingParams
-    from quatrain.tasks.task import Database
+    from quatrain.generation.engine import Completion, Engine, SamplingParams
+    from quatrain.tasks.task import Database, DatabaseAnswer
 
 MAX_NEW_TOKENS = 256
 """The most tokens of an answer where neither an option nor the model's settings say it."""
@@ -113,6 +113,9 @@ class Talk(Protocol):
     def commands(self) -> Mapping[str, Command]:
         """What can be typed beside questions, by name."""
 
+    def greet(self) -> None:
+        """Begin the conversation at a terminal."""
+
     def answer(self, question: str) -> None:
         """Answer what the user typed."""
 
@@ -125,6 +128,7 @@ def converse(talk: Talk) -> int:
 
     if input_is_terminal():
         show("Ask away; /help shows what else there is, /quit or Ctrl-D leaves.")
+        talk.greet()
     for question in _questions(talk.prompt):
         try:
             if question.startswith("/"):
@@ -258,6 +262,9 @@ class PlainTalk:
         }
         if system:
             self._set_system(system, silent=True)
+
+    def greet(self) -> None:
+        """A conversation begins with the user."""
 
     def answer(self, question: str) -> None:
         """Generates the assistant's turn; an answer that Ctrl-C stops stays as far as it got."""
@@ -473,29 +480,34 @@ class DatabaseTalk:
 
     def __init__(self, engine: Engine, params: SamplingParams, database: Database, json_lines: bool):
         self.engine, self.params, self.database, self.json_lines = engine, params, database, json_lines
-        self.commands = {"/schema": Command("", "show the tables and columns of the database", self._show_schema)}
+        self.commands = {
+            "/schema": Command("", "show the tables and columns of the database", self._show_schema),
+            "/suggest": Command("", "show questions that the model surely answers", self._suggest),
+        }
+
+    def greet(self) -> None:
+        """Shows what can be asked."""
+        self._suggest()
 
     def answer(self, question: str) -> None:
-        from quatrain.cli.output import shorten, show, show_error, show_json, show_table
+        from quatrain.cli.output import shorten, show, show_error, show_table
         from quatrain.core.wording import printable
 
-        turn = {"role": "user", "content": self.database.prompt(question)}
-        (first,) = self.engine.chat([[turn]], self.database.decoding(self.params))
-        completion = self.database.choose(question, [first, *first.alternatives])
-        if completion.finish_reason == "length" and 0 < len(completion.ids) < self.params.max_new_tokens:
+        answer = self.database.answer(question, self._generate)
+        completion, result = answer.completion, answer.table
+        if result is None:
+            return self._refuse(question, answer)
+        is_cut = completion is not None and completion.finish_reason == "length"
+        length = len(completion.ids) if completion is not None else 0
+        if is_cut and length < self.params.max_new_tokens:
             show_error(
-                f"Note: the answer was cut after {len(completion.ids):,} tokens, where the model's context is full "
+                f"Note: the answer was cut after {length:,} tokens, where the model's context is full "
                 f"(max_new_tokens is {self.params.max_new_tokens:,})."
             )
-        sql = self.database.statement(question, completion.text)
-        if not sql:
-            return self._refuse(question)
-        result = self.database.run(sql)
         if self.json_lines:
-            table = {"columns": result.columns, "rows": result.rows, "truncated": result.truncated}
-            show_json({"question": question, "sql": sql, "error": result.error} | table)
+            self._show_json(question, answer, [])
             return
-        show(sql)
+        show(answer.statement)
         if result.error is not None:
             show(f"This SQL failed: {result.error}. Try to put the question in other words.\n")
             return
@@ -506,15 +518,55 @@ class DatabaseTalk:
                 show(f"({MOST_COLUMNS} of {len(result.columns):,} columns)")
         more = f" (the first {len(result.rows)}; there are more)" if result.truncated else ""
         count = "no rows" if not result.rows else "1 row" if len(result.rows) == 1 else f"{len(result.rows)} rows"
-        show(f"{count}{more}, {result.seconds * 1000:.1f} ms\n")
+        show(f"{count}{more}, {result.seconds * 1000:.1f} ms; {answer.certainty} ({answer.confidence:.0%})\n")
 
-    def _refuse(self, question: str) -> None:
-        from quatrain.cli.output import show, show_json
+    def _generate(self, prompts: Sequence[str], candidates: int) -> list[Completion]:
+        from quatrain.evaluation.evaluate import completions_of
 
+        ids = [self.engine.render([{"role": "user", "content": prompt}]) for prompt in prompts]
+        return completions_of(self.engine, ids, self.params, candidates, self.engine.adapter)
+
+    def _refuse(self, question: str, answer: DatabaseAnswer) -> None:
+        from quatrain.cli.output import show, show_text
+
+        suggestions = self.database.suggestions(question, self._generate)
         if self.json_lines:
-            show_json({"question": question, "sql": None, "error": None, "columns": [], "rows": [], "truncated": False})
+            self._show_json(question, answer, suggestions)
             return
-        show("This database does not seem to hold an answer to that. /schema shows what it holds.\n")
+        show(answer.reason)
+        if answer.prompt:
+            show_text(f"Read as: {printable_line(answer.prompt)}")
+        self._show_suggestions(suggestions)
+        show("/schema shows what the database holds.\n")
+
+    def _suggest(self, _: str = "") -> None:
+        self._show_suggestions(self.database.suggestions("", self._generate))
+
+    def _show_suggestions(self, suggestions: Sequence[str]) -> None:
+        from quatrain.cli.output import show, show_text
+
+        if suggestions:
+            show("Questions that this model surely answers:")
+        for suggestion in suggestions:
+            show_text(f"  {suggestion}")
+
+    def _show_json(self, question: str, answer: DatabaseAnswer, suggestions: Sequence[str]) -> None:
+        from quatrain.cli.output import show_json
+
+        result = answer.table
+        show_json(
+            {
+                "question": question,
+                "sql": answer.statement or None,
+                "error": None if result is None else result.error,
+                "columns": [] if result is None else result.columns,
+                "rows": [] if result is None else result.rows,
+                "truncated": result is not None and result.truncated,
+                "confidence": round(answer.confidence, 4),
+                "refused": answer.reason or None,
+                "suggestions": suggestions,
+            }
+        )
 
     def _show_schema(self, _: str) -> None:
         from quatrain.cli.output import show

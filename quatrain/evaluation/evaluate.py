@@ -293,18 +293,36 @@ def complete(
         params = replace(params, stop=("\n",))
     else:
         prompts = [engine.render(task.prompt(example)) for example in examples]
-    params = task.decoding(params)
     limit = engine.model.config.max_position_embeddings
-    fits = [len(ids) < limit for ids in prompts]
-    generated = iter(engine.generate([ids for ids, fit in zip(prompts, fits, strict=True) if fit], params))
-    every = [next(generated) if fit else Completion("", [], "length", []) for fit in fits]
-    completions = [
-        task.choose(example, [completion, *completion.alternatives])
-        for example, completion in zip(examples, every, strict=True)
-    ]
-    long = fits.count(False)
+
+    def generate(numbers: Sequence[int], candidates: int) -> list[Completion]:
+        # A search takes long, and does not help a model that has only been pre-trained.
+        return completions_of(engine, [prompts[number] for number in numbers], params, 1 if as_text else candidates)
+
+    completions = task.complete(examples, generate)
+    long = sum(len(ids) >= limit for ids in prompts)
     notes = [f"{long:,} prompts are longer than the model's context of {limit} tokens and count as wrong"]
     return completions, notes if long else []
+
+
+def completions_of(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    candidates: int = 1,
+    adapter: str | None = None,
+) -> list[Completion]:
+    """The completion of each prompt; empty, and cut, for one longer than the model's context.
+
+    More `candidates` are searched for by beam search, unless `params` ask for another decoding.
+    """
+    if candidates > 1 and params.temperature == 0 and params.num_beams == 1:
+        params = replace(params, num_beams=candidates, num_return_sequences=candidates)
+    limit = engine.model.config.max_position_embeddings
+    fits = [len(ids) < limit for ids in prompts]
+    fitting = [ids for ids, fit in zip(prompts, fits, strict=True) if fit]
+    generated = iter(engine.generate(fitting, params, adapters=adapter))
+    return [next(generated) if fit else Completion("", [], "length", []) for fit in fits]
 
 
 def judge(

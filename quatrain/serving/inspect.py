@@ -23,11 +23,12 @@ from pydantic import Field
 
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value
+from quatrain.evaluation.evaluate import completions_of
 from quatrain.evaluation.inspection.attention import attention_maps
 from quatrain.evaluation.inspection.tokens import token as described
 from quatrain.generation import params as params_module
 from quatrain.generation.choosing import TokenChooser
-from quatrain.generation.engine import Engine
+from quatrain.generation.engine import Completion, Engine
 from quatrain.generation.filters import processors
 from quatrain.generation.params import SamplingParams
 from quatrain.generation.requests import SequenceState
@@ -35,7 +36,7 @@ from quatrain.generation.runner import context_limit
 from quatrain.models.transformer.stack import Model
 from quatrain.serving.conversation import NO_SEARCH
 from quatrain.serving.protocols.common import Form
-from quatrain.tasks.task import Database
+from quatrain.tasks.task import Database, Table
 
 ALTERNATIVES = 5
 """Tokens that are listed beside each token of a text."""
@@ -410,22 +411,47 @@ def tables_of(database: Database | None) -> dict[str, Any]:
     return {"available": database is not None, "tables": listed}
 
 
+def answer_of(
+    database: Database, engine: Engine, adapter: str | None, question: str, params: SamplingParams
+) -> dict[str, Any]:
+    """The answer to a question: what `rows_of` returns, the completion and its confidence, and suggestions."""
+
+    def generate(prompts: Sequence[str], candidates: int) -> list[Completion]:
+        texts = [Text(messages=[{"role": "user", "content": prompt}], ids=None) for prompt in prompts]
+        return completions_of(engine, [read(engine, adapter, text)[0] for text in texts], params, candidates, adapter)
+
+    answer = database.answer(question, generate)
+    completion = answer.completion
+    return _shown(answer.statement, answer.table) | {
+        "prompt": answer.prompt,
+        "completion": "" if completion is None else completion.text,
+        "ids": [] if completion is None else completion.ids,
+        "finish": "stop" if completion is None else completion.finish_reason,
+        "confidence": answer.confidence,
+        "certainty": answer.certainty,
+        "reason": answer.reason,
+        "suggestions": database.suggestions(question, generate) if answer.reason else [],
+    }
+
+
 def rows_of(database: Database, question: str, completion: str) -> dict[str, Any]:
     """The statement in a model's answer, its columns and rows, or why it failed; `refused` for a refusal."""
     statement = database.statement(question, completion)
-    if not statement:
-        return {"sql": "", "columns": [], "columns_left_out": 0, "rows": [], "truncated": False, "seconds": 0.0,
-                "error": None, "refused": True}  # fmt: skip
-    result = database.run(statement)
+    return _shown(statement, database.run(statement) if statement else None)
+
+
+def _shown(statement: str, table: Table | None) -> dict[str, Any]:
+    """A statement and its rows as JSON; `refused` without a table."""
+    columns = [] if table is None else table.columns
     return {
         "sql": statement,
-        "columns": [str(name) for name in result.columns[:MOST_COLUMNS]],
-        "columns_left_out": max(0, len(result.columns) - MOST_COLUMNS),
-        "rows": [[_cell(cell) for cell in row[:MOST_COLUMNS]] for row in result.rows],
-        "truncated": result.truncated,
-        "seconds": result.seconds,
-        "error": result.error,
-        "refused": False,
+        "columns": [str(name) for name in columns[:MOST_COLUMNS]],
+        "columns_left_out": max(0, len(columns) - MOST_COLUMNS),
+        "rows": [] if table is None else [[_cell(cell) for cell in row[:MOST_COLUMNS]] for row in table.rows],
+        "truncated": table is not None and table.truncated,
+        "seconds": 0.0 if table is None else table.seconds,
+        "error": None if table is None else table.error,
+        "refused": table is None,
     }
 
 

@@ -22,10 +22,13 @@ from quatrain.data.settings import DataSettings
 if TYPE_CHECKING:
     from quatrain.data.batches import TokenExample
     from quatrain.data.corpus import DataParts
-    from quatrain.generation.engine import Completion, SamplingParams
+    from quatrain.generation.engine import Completion
     from quatrain.tokenizers.tokenizer import Tokenizer
 
 Example = TypeVar("Example")
+
+CERTAINTIES = ((0.8, "sure"), (0.5, "fairly sure"), (0.0, "not sure"))
+"""Words for a confidence, from the least one that they stand for."""
 
 ANSWER_BYTES = 4_000_000
 """The most bytes of a database's answer that are read."""
@@ -134,13 +137,16 @@ class Task(ABC, Generic[Example]):
         """The answer in a completion, without what a model may write around it."""
         return completion.strip()
 
-    def decoding(self, params: SamplingParams) -> SamplingParams:
-        """How completions of this task are generated, where nothing else is asked for."""
-        return params
+    def complete(
+        self, examples: Sequence[Example], generate: Callable[[Sequence[int], int], list[Completion]]
+    ) -> list[Completion]:
+        """The completion of each example that counts.
 
-    def choose(self, example: Example, completions: Sequence[Completion]) -> Completion:
-        """The one of several completions of an example that counts."""
-        return completions[0]
+        `generate` gives the likeliest completion of the examples of these numbers. With a second argument above 1 it
+        searches for so many, and the others are its `alternatives`; it does not where the user asks for another
+        decoding.
+        """
+        return generate(range(len(examples)), 1)
 
     @abstractmethod
     def score(self, example: Example, completion: str) -> Score:
@@ -274,27 +280,65 @@ def data_sets(
 class Table(Protocol):
     """The rows that a statement of the model returned, or the error."""
 
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    truncated: bool
-    seconds: float
-    error: str | None
+    @property
+    def columns(self) -> Sequence[str]:
+        """The names of the columns."""
+
+    @property
+    def rows(self) -> Sequence[Sequence[Any]]:
+        """The first rows."""
+
+    @property
+    def truncated(self) -> bool:
+        """Whether there are more rows."""
+
+    @property
+    def seconds(self) -> float:
+        """How long the statement ran."""
+
+    @property
+    def error(self) -> str | None:
+        """Why the statement failed; None if it ran."""
+
+
+@dataclass(frozen=True)
+class DatabaseAnswer:
+    """A statement of the model with its rows, or a refusal."""
+
+    statement: str = ""
+    """The SQL; "" for a refusal."""
+    table: Table | None = None
+    """The rows; None for a refusal."""
+    prompt: str = ""
+    """What the model read: the question with its spelling repaired and its values named."""
+    completion: Completion | None = None
+    """The completion that was taken; None where the model was not asked."""
+    confidence: float = 0.0
+    """The model's probability of the completion."""
+    reason: str = ""
+    """Why the question is refused, in words."""
+
+    @property
+    def certainty(self) -> str:
+        """The confidence in words."""
+        return next(words for least, words in CERTAINTIES if self.confidence >= least)
+
+
+Generate = Callable[[Sequence[str], int], "list[Completion]"]
+"""The likeliest completion of each prompt; with a number above 1, found by a search for so many (`Task.complete`)."""
 
 
 class Database(Protocol):
     """A database that a person questions through a model (`quatrain chat --db`)."""
 
-    def prompt(self, question: str) -> str:
-        """What the model reads."""
+    def answer(self, question: str, generate: Generate) -> DatabaseAnswer:
+        """Answer a question, or refuse it. `generate` is not called for a question that needs no model."""
 
-    def decoding(self, params: SamplingParams) -> SamplingParams:
-        """How the model's answers are generated, where nothing else is asked for."""
-
-    def choose(self, question: str, completions: Sequence[Completion]) -> Completion:
-        """The answer that is taken."""
+    def suggestions(self, question: str, generate: Generate) -> list[str]:
+        """Up to three questions that the model surely answers, those first that resemble `question`, if it is given."""
 
     def statement(self, question: str, completion: str) -> str:
-        """The statement in the model's answer; "" where the model refuses the question."""
+        """The statement in a model's answer; "" where the model refuses the question."""
 
     def run(self, statement: str) -> Table:
         """Run a statement read-only."""

@@ -18,6 +18,7 @@ const state = {
   models: [],
   controls: [],
   database: false,
+  suggestions: [],
   descriptions: new Map(), // What /api/model says of each model.
   running: new Map(), // The AbortController of each answer that is generated, by the node's id.
   preparing: false, // Whether the server prepares a prompt for an answer that is about to be generated.
@@ -271,10 +272,16 @@ async function generate(parent, side, { pair, begin = null, branched } = {}) {
     if (atEnd) messages.scrollTop = messages.scrollHeight;
   };
   try {
-    if (state.database && !begin) node.prompt = (await call("/api/database/prompt", { question: conversation.get(parent).content })).prompt;
+    if (state.database && !begin) {
+      const answer = await call("/api/database/answer", { question: conversation.get(parent).content, model, settings }, abort.signal);
+      Object.assign(node, { prompt: answer.prompt, content: answer.completion, ids: answer.ids, finish: answer.finish, database: answer });
+      Object.assign(node.timings, { tokens: answer.ids.length, seconds: seconds() });
+      say(answer.refused ? answer.reason : `${answer.sql}: ${answer.rows.length} rows`);
+      return;
+    }
     const fields = { model, ...requestFields(settings), return_token_ids: true };
     const description = await describe(model);
-    const asked = question(parent, model, node.prompt);
+    const asked = begin ? null : question(parent, model);
     let pieces;
     if (description.chat && !begin) pieces = stream("/v1/chat/completions", { ...fields, messages: asked.messages }, abort.signal);
     else {
@@ -305,7 +312,6 @@ async function generate(parent, side, { pair, begin = null, branched } = {}) {
       // The text of all tokens together: a piece alone may begin within a character, or lack a space.
       if (begin && !settings.stop) node.content = (await call("/api/text", { model, ids })).text;
     }
-    if (node.prompt) node.database = await call("/api/database/rows", { question: conversation.get(parent).content, completion: node.content });
     say(`Answer of ${model}: ${node.content.slice(0, 2000) || "empty"}`);
   } catch (error) {
     node.finish = error.name === "AbortError" ? "stopped" : "error";
@@ -334,6 +340,7 @@ function stopAll() {
 }
 
 const actions = {
+  ask,
   show(id) {
     state.conversation.show(id);
     draw();
@@ -464,6 +471,11 @@ function send() {
   const text = byId("question").value;
   if (!text.trim() || isBusy()) return;
   byId("question").value = "";
+  ask(text);
+}
+
+function ask(text) {
+  if (isBusy()) return;
   const { id } = state.conversation.add(state.conversation.leaf, { role: "user", content: text });
   answerAll(id);
 }
@@ -535,6 +547,13 @@ function listen() {
   });
 }
 
+// Questions that the model surely answers, for an empty conversation; an empty question gets nothing else.
+const suggest = guarded(async () => {
+  const { suggestions } = await call("/api/database/answer", { question: "", model: state.sides.A.model });
+  state.suggestions = suggestions;
+  if (!state.conversation.nodes.size) draw();
+});
+
 const start = guarded(async () => {
   restore();
   drawTheme();
@@ -551,6 +570,7 @@ const start = guarded(async () => {
   drawSettings();
   await choose("A", state.sides.A.model);
   draw();
+  if (state.database) suggest();
   document.body.dataset.ready = "yes";
 });
 

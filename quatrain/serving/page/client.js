@@ -36,8 +36,8 @@ async function send(path, body, signal) {
   return response;
 }
 
-export async function call(path, body) {
-  return (await send(path, body)).json();
+export async function call(path, body, signal) {
+  return (await send(path, body, signal)).json();
 }
 
 // The data of each server-sent event. Comments and other fields are skipped.

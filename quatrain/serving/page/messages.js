@@ -19,7 +19,7 @@ export function drawMessages(container, view, actions) {
   });
   if (!drawn.length)
     drawn.push(
-      element("div", { class: "empty" }, element("strong", {}, view.database ? "Ask the database" : "Ask the model"), view.hint),
+      element("div", { class: "empty" }, element("strong", {}, view.database ? "Ask the database" : "Ask the model"), view.hint, drawSuggestions(view.suggestions, actions)),
     );
   container.replaceChildren(...drawn);
   if (focused) container.querySelector(`[data-focus="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
@@ -54,7 +54,7 @@ export function fill(box, node, view, actions) {
   const parts = [];
   if (node.reasoning) parts.push(element("details", { class: "reasoning", open: running }, element("summary", {}, "Reasoning"), node.reasoning));
   if (view.showTokens && !running && node.content) parts.push(drawTokens(node, view, actions));
-  else if (node.database) parts.push(...drawRows(node.database));
+  else if (node.database) parts.push(...drawRows(node.database, node.prompt, actions));
   else parts.push(rendered(node.content));
   if (node.error) parts.push(element("p", { class: "failed" }, node.error));
   text.replaceChildren(...parts);
@@ -122,8 +122,21 @@ export function editor(box, node, save, cancel) {
   area.focus();
 }
 
-function drawRows(result) {
-  const parts = [element("pre", { class: "sql" }, element("code", {}, result.sql || "(the model wrote nothing)"))];
+// Buttons that ask a question which the model surely answers.
+function drawSuggestions(suggestions, actions) {
+  if (!suggestions?.length) return "";
+  const ask = (text) => element("button", { type: "button", class: "suggestion", onclick: () => actions.ask(text) }, text);
+  return element("div", { class: "suggestions", role: "group", "aria-label": "Questions that this model surely answers" }, suggestions.map(ask));
+}
+
+function drawRows(result, prompt, actions) {
+  if (result.refused) {
+    const parts = [element("p", {}, result.reason || "The model does not answer this.")];
+    if (prompt) parts.push(element("p", { class: "help" }, `Read as: ${prompt.slice(0, 300)}`));
+    if (result.suggestions?.length) parts.push(element("p", { class: "help" }, "Questions that this model surely answers:"), drawSuggestions(result.suggestions, actions));
+    return parts;
+  }
+  const parts = [element("pre", { class: "sql" }, element("code", {}, result.sql))];
   if (result.error) {
     parts.push(element("p", { class: "failed" }, `This SQL failed: ${result.error}. Try to put the question in other words.`));
     return parts;
@@ -145,8 +158,9 @@ function drawRows(result) {
   const count = result.rows.length;
   const more = result.truncated ? " (the first; there are more)" : "";
   const columns = result.columns_left_out ? `, ${result.columns_left_out} more columns` : "";
+  const sure = result.certainty ? ` · ${result.certainty} (${Math.round(100 * result.confidence)} %)` : "";
   const words = count === 0 ? "No rows" : count === 1 ? "1 row" : `${count} rows`;
-  parts.push(element("p", { class: "help" }, `${words}${more}${columns}, ${(result.seconds * 1000).toFixed(1)} ms`));
+  parts.push(element("p", { class: "help" }, `${words}${more}${columns}, ${(result.seconds * 1000).toFixed(1)} ms${sure}`));
   return parts;
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -29,9 +30,12 @@ class TokenIds(Form):
 
 
 class DatabaseQuestion(Form):
-    """A question in the user's words."""
+    """A question in the user's words; an empty one gets suggestions."""
 
     question: str
+    model: str | None = None
+    settings: dict[str, Any] = {}
+    """Fields of SamplingParams that differ from the model's own settings."""
 
 
 class DatabaseAnswer(Form):
@@ -46,7 +50,11 @@ async def _answer(request: Request, form: Any, answer: Answer) -> Json:
     service = service_of(request)
     question = await read_body(request, form)
     async with service.registry.use(question.model) as (loaded, adapter):
-        return Json(await service.in_thread(answer, loaded.engine, adapter, question))
+        loaded.generator.reserve(1)
+        try:
+            return Json(await service.in_thread(answer, loaded.engine, adapter, question))
+        finally:
+            loaded.generator.release(1)
 
 
 @router.get("/controls")
@@ -106,12 +114,18 @@ async def tables(request: Request) -> Json:
     return Json(await service.in_thread(inspect.tables_of, service.database))
 
 
-@router.post("/database/prompt")
-async def database_prompt(request: Request) -> Json:
-    """What a model reads to answer a question with SQL."""
+@router.post("/database/answer")
+async def database_answer(request: Request) -> Json:
+    """Answers a question: the model's SQL, run read-only, its rows and confidence; or a refusal with suggestions."""
     service = service_of(request)
-    asked = await read_body(request, DatabaseQuestion)
-    return Json({"prompt": await service.in_thread(_opened(service.database).prompt, asked.question)})
+    database = _opened(service.database)
+
+    def answer(engine: Engine, adapter: str | None, asked: DatabaseQuestion) -> dict[str, Any]:
+        params = inspect.settings(engine, asked.settings)
+        most = min(params.max_new_tokens, service.settings.max_tokens)
+        return inspect.answer_of(database, engine, adapter, asked.question, replace(params, max_new_tokens=most))
+
+    return await _answer(request, DatabaseQuestion, answer)
 
 
 @router.post("/database/rows")

@@ -25,7 +25,7 @@ from quatrain.core.errors import InputError
 from quatrain.tasks.text2sql import documents as texts
 from quatrain.tasks.text2sql.asking.asker import Asker
 from quatrain.tasks.text2sql.conditions import MONTHS, Draw
-from quatrain.tasks.text2sql.examples import Example, messages, write, write_part
+from quatrain.tasks.text2sql.examples import Example, messages, write
 from quatrain.tasks.text2sql.frames import FRAMES
 from quatrain.tasks.text2sql.introspection import introspect
 from quatrain.tasks.text2sql.judge import is_empty
@@ -36,13 +36,15 @@ from quatrain.tasks.text2sql.opening import few
 from quatrain.tasks.text2sql.phrases import Phrases
 from quatrain.tasks.text2sql.sandbox import Connection
 from quatrain.tasks.text2sql.schema import Schema
-from quatrain.tasks.text2sql.shapes import SHAPES, Combination, Shape
+from quatrain.tasks.text2sql.shapes import SHAPES, Combination
 from quatrain.tasks.text2sql.splits import identify, split, usable_combinations
 from quatrain.tasks.text2sql.values import HeldOut, made_up_text, made_up_word, usable
 
 SETS = ("new combinations", "new values", "new phrasings")
 ASKED_SHARE = 0.65
 """Share of the training questions that are asked as people ask (`asking`); the others have the frames' sentences."""
+ASKED_UP_TO = 0.75
+"""Share of the documents up to which they are drills, tellings, or of questions as people ask; the rest has frames."""
 DISGUISED_SHARE = 0.6
 """Share of the training questions whose values are invented."""
 MOST_MISSES = 50_000
@@ -153,18 +155,19 @@ class Text2SQL:
         produced = misses = 0
         while produced < count and misses < MOST_MISSES:
             misses += 1
-            chance = rng.random()
+            chance, text = rng.random(), None
             if chance < texts.TELLING_SHARE:
                 text = telling.text()
             elif chance < texts.TELLING_SHARE + texts.DRILL_SHARE:
                 text = drill.text()
-            elif chance < 0.75 and asker.tables:
-                asked = asker.ask()
-                text = asked and self._alone(asked.question, asked.sql, rng)
+            elif chance < ASKED_UP_TO and asker.tables:
+                if (asked := asker.ask()) is not None:
+                    text = self._alone(asked.question, asked.sql, rng)
             else:
                 shape = rng.choices(names, self._weights)[0]
                 example = write(SHAPES[shape], draw.choose(self._open[shape]), draw, "documents")
-                text = example and example.question not in reserved and self._alone(example.question, example.sql, rng)
+                if example is not None and example.question not in reserved:
+                    text = self._alone(example.question, example.sql, rng)
             if text and self.held_out_values.found(text) is None:
                 produced, misses = produced + 1, 0
                 yield text
@@ -212,7 +215,7 @@ class Text2SQL:
 
         prompt, sql = disguised(linked, example.sql, swap)
         quoted = re.search(r'"([^"]{3,})"', prompt)
-        if quoted and f"LIKE '%{quoted[1]}%'" in sql or quoted and f"LIKE '{quoted[1]}%'" in sql:
+        if quoted and (f"LIKE '%{quoted[1]}%'" in sql or f"LIKE '{quoted[1]}%'" in sql):
             new = made_up_word(rng, quoted[1])
             prompt, sql = prompt.replace(quoted[1], new), sql.replace(f"{quoted[1]}%'", f"{new}%'")
         return replace(example, prompt=prompt, sql=sql)

@@ -1,4 +1,4 @@
-"""Texts for pretraining: questions with their SQL, the schema, and what the rows say."""
+"""Texts for pretraining: the schema, what the rows say, and values in words and in SQL."""
 
 from __future__ import annotations
 
@@ -6,25 +6,14 @@ import random
 from typing import Any
 
 from quatrain.tasks.text2sql.conditions import Draw
-from quatrain.tasks.text2sql.examples import Example
 from quatrain.tasks.text2sql.material import Material
 from quatrain.tasks.text2sql.schema import Column, Table
 from quatrain.tasks.text2sql.values import literal, number_text, usable
 
-#: Shares of the texts that tell the rows, that say twice what some rows are, with the SQL of the conditions, and that
-#: only copy values. A small model learns the shapes of SQL long before it learns to copy; drills bring that forward.
+#: Shares of the texts that tell the schema and the rows, and of those that only copy values. A small model learns the
+#: shapes of SQL long before it learns to copy; drills bring that forward.
 TELLING_SHARE = 0.06
 DRILL_SHARE = 0.14
-
-
-def pair(example: Example, rng: random.Random) -> str:
-    """A question and its SQL as plain text, in one of a few layouts."""
-    layout = rng.random()
-    if layout < 0.7:
-        return f"Question: {example.question}\nSQL: {example.sql}"
-    if layout < 0.85:
-        return f"-- {example.question}\n{example.sql};"
-    return f"{example.question}\n{example.sql}"
 
 
 class Drill:

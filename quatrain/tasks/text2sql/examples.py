@@ -15,7 +15,6 @@ from quatrain.tasks.text2sql.judge import execution_match, normalise, reference_
 from quatrain.tasks.text2sql.naming import is_plural
 from quatrain.tasks.text2sql.sandbox import Connection
 from quatrain.tasks.text2sql.shapes import Combination, Shape
-from quatrain.tasks.text2sql.shapes.queries import OUTPUTS
 from quatrain.tasks.text2sql.splits import identify
 
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -104,20 +103,6 @@ def write(
     return Example(
         _loosely(question, draw.wording), filled.sql, shape.name, split, phrasing, identify(combination), filled.values
     )
-
-
-def write_part(shape: Shape, combination: Combination, draw: Draw) -> list[str] | None:
-    """The selected rows, twice in English and as `FROM ... WHERE ...`; None for shapes that do more than select."""
-    if shape.family not in OUTPUTS or not getattr(shape, "wanted", ()):
-        return None
-    state = draw.rng.getstate()
-    filled = shape.fill(combination, draw)
-    if filled is None:
-        return None
-    draw.rng.setstate(state)
-    again = shape.fill(combination, draw)
-    phrases = [filled.words["np"]] if again is None else list(dict.fromkeys((filled.words["np"], again.words["np"])))
-    return [*phrases, filled.sql[filled.sql.index("FROM ") :]]
 
 
 def _loosely(question: str, rng: random.Random) -> str:

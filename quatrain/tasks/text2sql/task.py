@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +12,13 @@ from quatrain.core.errors import InputError
 from quatrain.core.reading import user_path
 from quatrain.data.corpus import DataParts
 from quatrain.data.settings import DataSettings
-from quatrain.tasks.task import GenerateSettings, Score, Task
-from quatrain.tasks.text2sql.answering import CANDIDATES, Answerer
+from quatrain.tasks.task import DatabaseAnswer, Generate, GenerateSettings, Score, Task
+from quatrain.tasks.text2sql.answering import SUGGESTIONS, Answerer, probability
 from quatrain.tasks.text2sql.databases import schema_text, tables_of
 from quatrain.tasks.text2sql.dataset import Text2SQL
 from quatrain.tasks.text2sql.examples import SQLExample
 from quatrain.tasks.text2sql.introspection import introspect
-from quatrain.tasks.text2sql.linking import Linker
+from quatrain.tasks.text2sql.linking import Linker, stem
 from quatrain.tasks.text2sql.naming import named
 from quatrain.tasks.text2sql.people import PEOPLE, last_word, sets_for, words
 from quatrain.tasks.text2sql.questions import SQLQuestions, databases_of, prompt, score
@@ -29,7 +27,7 @@ from quatrain.tasks.text2sql.shop import create_shop
 from quatrain.tasks.text2sql.statements import statement_of
 
 if TYPE_CHECKING:
-    from quatrain.generation.engine import Completion, SamplingParams
+    from quatrain.generation.engine import Completion
 
 SHOP = "shop"
 """The value of `data.database` for the generated shop."""
@@ -37,6 +35,8 @@ GENERATED = "generated: "
 """Begins the names of held-out sets whose questions come from the generator that also writes the training questions."""
 INVENTED_VALUES = 0.1
 """Share of training questions with invented values, which a model must copy and cannot memorize."""
+REFUSED = "This database does not seem to hold an answer to that."
+"""Why a question is refused that the model itself refuses."""
 
 
 class GeneratedSQL(Task[SQLExample]):
@@ -90,18 +90,17 @@ class GeneratedSQL(Task[SQLExample]):
     def question(self, example: SQLExample) -> str:
         return example.question
 
-    def decoding(self, params: SamplingParams) -> SamplingParams:
-        return decoding(params)
-
-    def choose(self, example: SQLExample, completions: Sequence[Completion]) -> Completion:
-        return self.answerer.choose(example.question, completions)
+    def complete(
+        self, examples: Sequence[SQLExample], generate: Callable[[Sequence[int], int], list[Completion]]
+    ) -> list[Completion]:
+        return self.answerer.complete([example.question for example in examples], generate)
 
     def kind(self, example: SQLExample) -> str:
         return example.kind
 
     def confidence(self, completion: Completion) -> float | None:
         """The model's probability of the whole statement; 0 for one that did not end."""
-        return math.exp(sum(completion.logprobs)) if completion.finish_reason == "stop" else 0.0
+        return probability(completion)
 
     def text_prompt(self, example: SQLExample) -> str:
         return f"{self.messages(example)[0]['content']}\n"
@@ -131,13 +130,6 @@ class GeneratedSQL(Task[SQLExample]):
         return not question or words(question) not in self._asked
 
 
-def decoding(params: SamplingParams) -> SamplingParams:
-    """Several candidates by beam search, where nothing else is asked for."""
-    if params.temperature > 0 or params.num_beams > 1:
-        return params
-    return replace(params, num_beams=CANDIDATES, num_return_sequences=CANDIDATES)
-
-
 class OpenDatabase:
     """A database in a conversation: the prompt, and the sandbox that runs the model's SQL.
 
@@ -148,20 +140,33 @@ class OpenDatabase:
         self.connection = connection
         self.schema = schema_text(connection.path) if show_schema else None
         self.answerer = None if show_schema else Answerer(Linker.of(introspect(connection.path)), connection)
+        self._suggestions: list[str] | None = None
 
-    def prompt(self, question: str) -> str:
-        """What the model reads."""
-        if self.answerer is not None:
-            return self.answerer.prompt(question)
-        return prompt(str(self.schema), question)
+    def answer(self, question: str, generate: Generate) -> DatabaseAnswer:
+        """The model's statement and its rows, or a refusal with its reason."""
+        if self.answerer is None:
+            read = prompt(str(self.schema), question)
+            (completion,) = generate([read], 1)
+        else:
+            if reason := self.answerer.objection(question):
+                return DatabaseAnswer(reason=reason)
+            read = self.answerer.prompt(question)
+            (completion,) = self.answerer.complete([question], lambda _, candidates: generate([read], candidates))
+        statement, confidence = self.statement(question, completion.text), probability(completion)
+        if not statement:
+            return DatabaseAnswer("", None, read, completion, confidence, REFUSED)
+        return DatabaseAnswer(statement, self.run(statement), read, completion, confidence)
 
-    def decoding(self, params: SamplingParams) -> SamplingParams:
-        """How the model's answers are generated."""
-        return params if self.answerer is None else decoding(params)
-
-    def choose(self, question: str, completions: Sequence[Completion]) -> Completion:
-        """The answer that is taken."""
-        return completions[0] if self.answerer is None else self.answerer.choose(question, completions)
+    def suggestions(self, question: str, generate: Generate) -> list[str]:
+        """Up to three questions that the model surely answers, found once; none for a model of many databases."""
+        if self.answerer is None:
+            return []
+        if self._suggestions is None:
+            self._suggestions = list(self.answerer.suggestions(generate))
+        asked = {stem(word) for word in question.split()}
+        near = [-len(asked & {stem(word.strip("?")) for word in each.split()}) for each in self._suggestions]
+        ranked = sorted(zip(near, range(len(near)), self._suggestions, strict=True))
+        return [suggestion for *_, suggestion in ranked[:SUGGESTIONS]]
 
     def statement(self, question: str, completion: str) -> str:
         """The SQL in a completion; "" where the model refuses."""
