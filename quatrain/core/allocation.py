@@ -31,7 +31,8 @@ _OF_THE_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP
 
 
 MORE = 1.5
-"""Free memory is released when a step leaves this multiple of what steps from a trimmed heap leave."""
+"""Free memory is released when steps hold this multiple of what those from a trimmed heap hold, beside what the process
+held before the first one: its code and data do not grow, and are no measure of a step."""
 
 
 class Kept:
@@ -39,6 +40,7 @@ class Kept:
 
     def __init__(self, glibc: ctypes.CDLL | None):
         self.glibc = glibc
+        self.before = resident_memory() if glibc is not None else 0
         self.need = 0
         self.clean = True  # the step started from a trimmed heap
 
@@ -49,10 +51,10 @@ class Kept:
         """Check the memory of the process; call once per step."""
         if self.glibc is None:
             return
-        resident = resident_memory()
+        held = resident_memory() - self.before
         if self.clean:
-            self.need = max(self.need, resident)
-        self.clean = resident > MORE * self.need
+            self.need = max(self.need, held)
+        self.clean = held > MORE * self.need
         if self.clean:
             self.glibc.malloc_trim(0)
 

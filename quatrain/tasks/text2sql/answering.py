@@ -30,8 +30,9 @@ CANDIDATES = 4
 """Answers of the model to a question that it is not sure of."""
 SURE = 0.6
 """Probability from which the likeliest answer is taken without looking at others."""
-STRANGE = 0.5
-"""Share of unknown words above which a question is refused."""
+STRANGE, LONGEST_UNCHECKED = 0.5, 3
+"""Share of unknown words above which a question is refused, among those longer than the second number: shorter ones are
+not looked up."""
 EMPTY_COST = 1.5
 """Nats by which an answer without rows must be likelier than one with rows."""
 UNUSED_COST = 1.0
@@ -61,6 +62,20 @@ _CHANGE = re.compile(
 )
 """A wish to change the database, or to have the rules of the game changed."""
 
+_ENGLISH = frozenset(
+    "the of how many much what which who is are was were in by with for and to from do does did have has list show all "
+    "me give each per than more most that not it we our there".split()
+)
+_OTHER = frozenset(
+    # French, German, Spanish, Italian, Portuguese, Dutch: words that are no English ones
+    "quel quelle quels quelles est sont les des du une combien avec dans pour qui où le la et nous avons au aux cher plus "
+    "wie viele welche welcher welches ist sind der das und gibt haben wir mit von bei aus nach dem den ein eine kostet "
+    "cuántos cuántas cuántes cuantos cuantas qué cuál cuáles hay los las el en con para por tenemos es nuestros un "
+    "quanti quante quale quali sono di che della dei gli abbiamo costa quantos quantas qual quais são os dos da do "
+    "hoeveel welke zijn het een van hebben klanten".split()
+) - {"do"}
+"""Function words, by which a question in another language than English is noticed."""
+
 
 class Answerer:
     """Questions about one database: the prompt of each, and the statement in the model's answers."""
@@ -83,11 +98,14 @@ class Answerer:
             return f"The question has {len(question):,} characters; the longest that is read has {LONGEST_QUESTION:,}."
         if _CHANGE.search(question):
             return "Questions only read the database: nothing in it is changed, deleted or added."
+        if _is_foreign(question):
+            return "Questions are asked in English."
         linked = self.link(question)
         words = linked.text.split()
         if not any(word[0].isalnum() for word in words):
             return "This is no question."
-        if len(linked.unknown) > STRANGE * len(words) and not linked.hints:
+        long = [word for word in words if len(word) > LONGEST_UNCHECKED]
+        if len(linked.unknown) > STRANGE * len(long) and not linked.hints:
             return f"Most of these words are neither English nor in the database: {few(linked.unknown)[0]}"
         return ""
 
@@ -178,6 +196,12 @@ class Answerer:
                     if len(kinds) > MOST_SUGGESTIONS:
                         return
                     yield as_question(each.question)
+
+
+def _is_foreign(question: str) -> bool:
+    """Whether at least two words are function words of another language, and more than those of English."""
+    words = set(re.findall(r"[^\W\d_]+", question.lower()))
+    return len(words & _OTHER) > max(1, len(words & _ENGLISH))
 
 
 def as_question(text: str) -> str:

@@ -1,12 +1,16 @@
 """Questions for one database, divided for pretraining, finetuning, practice, development and judging.
 
-What is held out, for one seed:
+Most training questions are asked as people ask (`asking`); the others have the sentences of `frames`. What is held out
+of the latter, for one seed:
 
-- **new combinations**: a shape with tables and columns that no stage has seen together, nor the same SQL with other
-  values from another shape. The shape, every column in its use and every join occur in training.
-- **new values**: at least one value of the question is a value of the database that stands in no text of any stage. The
-  combination and the phrasing occur in training.
-- **new phrasings**: a sentence frame that no stage has rendered. The combination and every value occur in training.
+- **new combinations**: a shape with tables and columns that no question with these sentences has together, nor the same
+  SQL with other values from another shape. The shape, every column in its use and every join occur in training.
+- **new values**: at least one value of the question is a value of the database that stands in no text of any stage, the
+  questions as people ask included. The combination and the phrasing occur in training.
+- **new phrasings**: a sentence frame that no stage renders. The combination and every value occur in training.
+
+A question as people ask may have the SQL of a new combination, or a frame's sentence by chance: so these sets say
+whether the generator's own questions are learned, and nothing of people's.
 
 Everything is drawn from `random.Random` instances of the seed, so one database and one seed give one dataset.
 """
@@ -151,7 +155,8 @@ class Text2SQL:
         telling = texts.Telling(self._material, rng)
         drill = texts.Drill(Draw(rng, self._material, self._phrases, made_up=0.9))
         names = list(self._open)
-        reserved = {example.question for example in (*self.practice, *self.development)}
+        held = (self.practice, self.development, *self.held_out.values())
+        reserved = {example.prompt for examples in held for example in examples}
         produced = misses = 0
         while produced < count and misses < MOST_MISSES:
             misses += 1
@@ -162,19 +167,22 @@ class Text2SQL:
                 text = drill.text()
             elif chance < ASKED_UP_TO and asker.tables:
                 if (asked := asker.ask()) is not None:
-                    text = self._alone(asked.question, asked.sql, rng)
+                    text = self._alone(asked.question, asked.sql, rng, reserved)
             else:
                 shape = rng.choices(names, self._weights)[0]
                 example = write(SHAPES[shape], draw.choose(self._open[shape]), draw, "documents")
-                if example is not None and example.question not in reserved:
-                    text = self._alone(example.question, example.sql, rng)
+                if example is not None:
+                    text = self._alone(example.question, example.sql, rng, reserved)
             if text and self.held_out_values.found(text) is None:
                 produced, misses = produced + 1, 0
                 yield text
 
-    def _alone(self, question: str, sql: str, rng: random.Random) -> str:
-        """A question or a statement, never both: what answers what is for fine-tuning to teach."""
-        return sql if rng.random() < 0.5 else self.linker.link(question).prompt
+    def _alone(self, question: str, sql: str, rng: random.Random, reserved: set[str]) -> str | None:
+        """A question or a statement, never both: what answers what is for fine-tuning to teach. None if reserved."""
+        if rng.random() < 0.5:
+            return sql
+        prompt = self.linker.link(question).prompt
+        return None if prompt in reserved else prompt
 
     def combinations(self) -> dict[str, int]:
         """The number of open combinations of each usable shape."""
