@@ -68,7 +68,8 @@ _ENGLISH = frozenset(
 )
 _OTHER = frozenset(
     # French, German, Spanish, Italian, Portuguese, Dutch: words that are no English ones
-    "quel quelle quels quelles est sont les des du une combien avec dans pour qui où le la et nous avons au aux cher plus "
+    "quel quelle quels quelles est sont les des du une combien avec dans pour qui où le la et nous avons au aux cher "
+    "plus "
     "wie viele welche welcher welches ist sind der das und gibt haben wir mit von bei aus nach dem den ein eine kostet "
     "cuántos cuántas cuántes cuantos cuantas qué cuál cuáles hay los las el en con para por tenemos es nuestros un "
     "quanti quante quale quali sono di che della dei gli abbiamo costa quantos quantas qual quais são os dos da do "
