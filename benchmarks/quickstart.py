@@ -1,8 +1,8 @@
 """The main job, `quatrain run quickstart`, for several seeds: wall time, peak memory, every score after every stage.
 
 Each seed is a fresh process with a run folder of its own. The table shows mean ± standard deviation (and the smallest)
-over the seeds; a goal holds where every seed reaches it. There is no peer: the ratio is the time allowed over the time
-taken.
+over the seeds; a goal of a score holds for the mean, one of time or memory for every seed. There is no peer: the ratio
+is the time allowed over the time taken.
 
     python benchmarks/quickstart.py [--seeds 0 1 2] [--keep FOLDER] [OVERRIDE ...]
 """
@@ -18,19 +18,20 @@ from typing import Any
 
 from common import finish, parser, run_child, spread
 
-COMBINATIONS, VALUES, PHRASINGS = "new combinations", "new values", "new phrasings"
-SECONDS, BYTES = 300, 3_000_000_000
-GOALS = [  # stage, held-out set, least execution accuracy
-    ("finetune", COMBINATIONS, 0.90),
-    ("finetune", VALUES, 0.90),
-    ("dpo", COMBINATIONS, 0.95),
-    ("dpo", VALUES, 0.95),
-    ("dpo", PHRASINGS, 0.75),
+PEOPLE, HALF = "questions by people", "questions by people, development half"
+COMBINATIONS, VALUES, PHRASINGS = (f"generated: new {name}" for name in ("combinations", "values", "phrasings"))
+SECONDS, BYTES = 360, 2_000_000_000
+GOALS = [  # held-out set, least execution accuracy of the final model
+    (PEOPLE, 0.80),
+    (HALF, 0.80),
+    (COMBINATIONS, 0.95),
+    (VALUES, 0.95),
+    (PHRASINGS, 0.90),
 ]
 TINY = """data.examples=300 tokenizer.vocab_size=300
 model.hidden_size=32 model.intermediate_size=64 model.num_hidden_layers=1 model.num_attention_heads=2
 stage.pretrain.train.steps=3 stage.pretrain.train.warmup_steps=1 stage.pretrain.train.batch_tokens=1024
-stage.finetune.train.warmup_steps=1 stage.dpo.train.warmup_steps=1 stage.dpo.prompts=8 stage.dpo.samples=2
+stage.finetune.train.steps=3 stage.finetune.train.warmup_steps=1 stage.finetune.train.batch_tokens=1024
 evaluate.examples=4 evaluate.max_new_tokens=8""".split()
 
 KEPT = "kind seconds peak_memory_bytes tokens parameters model_bytes generation_tokens_per_second flops".split()
@@ -87,14 +88,11 @@ def table(runs: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def goals(runs: list[dict[str, Any]]) -> dict[str, bool]:
-    """Each goal, and whether every seed reached it."""
+    """Each goal, and whether it is reached."""
     held = {
-        f"{name} >= {least:.0%} after {stage}": all(run["scores"][stage].get(name, 0) >= least for run in runs)
-        for stage, name, least in GOALS
+        f"{name} >= {least:.0%}, mean": statistics.mean(run["scores"]["quantize"].get(name, 0) for run in runs) >= least
+        for name, least in GOALS
     }
-    held["dpo lowers no score"] = all(
-        score >= run["scores"]["finetune"][name] for run in runs for name, score in run["scores"]["dpo"].items()
-    )
     held[f"wall time < {SECONDS} s"] = all(run["seconds"] < SECONDS for run in runs)
     held[f"peak memory < {BYTES / 1e9:.0f} GB"] = all(run["peak_bytes"] < BYTES for run in runs)
     return held

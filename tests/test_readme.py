@@ -30,8 +30,8 @@ MODEL = ["hidden_size=32", "num_hidden_layers=1", "num_attention_heads=2", "inte
 TINY = [*(f"model.{item}" for item in MODEL), "stage.pretrain.train.steps=4", "stage.pretrain.train.warmup_steps=1"]
 TINY += ["stage.pretrain.train.batch_tokens=1024", "evaluate.max_new_tokens=24"]
 TINY_QUESTIONS = [
-    *("data.examples=120", "evaluate.examples=4", "stage.dpo.prompts=8", "stage.dpo.samples=2"),
-    *("stage.finetune.train.batch_tokens=1024", "stage.dpo.train.batch_tokens=1024"),
+    *("data.examples=120", "evaluate.examples=4", "stage.finetune.train.batch_tokens=1024"),
+    *("stage.finetune.train.steps=4", "stage.finetune.train.warmup_steps=1"),
 ]
 
 

@@ -201,11 +201,19 @@ class Text2SQL:
             if example is None or example.question in questions or self.held_out_values.found(example.question):
                 misses += 1
                 continue
+            taught = self._taught(example, rng) if name == "train" else self._linked(example)
+            if self._is_held_out(taught):
+                misses += 1
+                continue
             misses = 0
             questions.add(example.question)
-            taught = self._taught(example, rng) if name == "train" else self._linked(example)
             result.append(taught)
         return result
+
+    def _is_held_out(self, example: Example) -> bool:
+        """Whether a held-out value is in what a model reads of the example: linking may spell one right."""
+        texts = (example.prompt, example.sql.replace("''", "'"))
+        return any(self.held_out_values.found(text) is not None for text in texts)
 
     def _taught(self, example: Example, rng: random.Random) -> Example:
         """The example as it is trained: linked, and often with invented values, which teach copying."""
@@ -241,10 +249,14 @@ class Text2SQL:
             if asked is None or asked.question in questions or self.held_out_values.found(asked.question):
                 misses += 1
                 continue
+            example = Example(asked.question, asked.sql, asked.kind, name, f"asked/{asked.kind}", (), ())
+            taught = self._taught(example, asker.rng)
+            if self._is_held_out(taught):
+                misses += 1
+                continue
             misses = 0
             questions.add(asked.question)
-            made = Example(asked.question, asked.sql, asked.kind, name, f"asked/{asked.kind}", (), ())
-            result.append(self._taught(made, asker.rng))
+            result.append(taught)
         return result
 
     def _fill_held_out(self, count: int, closed: dict[str, list[Combination]], questions: set[str]) -> None:
