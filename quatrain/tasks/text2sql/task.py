@@ -57,9 +57,15 @@ class GeneratedSQL(Task[SQLExample]):
         self._connection: Connection | None = None
         self._answerer: Answerer | None = None
         people, notes = sets_for(path, self.connection, questions, limit)
-        self._asked = {words(each.question) for examples in people.values() for each in examples} - {""}
+        asked = [each.question for examples in people.values() for each in examples]
+        read = [dataset.linker.link(question).text for question in asked]
+        self._asked = {words(text) for text in (*asked, *read)} - {""}
+        self._last = {text.rpartition(" ")[2] for text in self._asked}
         splits = {"train": dataset.train, "practice": dataset.practice, "development": dataset.development}
-        self.splits = {name: [each for each in split if self._is_new(each.question)] for name, split in splits.items()}
+        self.splits = {
+            name: [each for each in split if self._is_new(each.question) and self._is_new(each.prompt)]
+            for name, split in splits.items()
+        }
         self.held_out = {**people, **{GENERATED + name: examples for name, examples in dataset.held_out.items()}}
         self.hidden = frozenset({PEOPLE})
         self.notes = [*dataset.notes, *notes]
@@ -119,15 +125,15 @@ class GeneratedSQL(Task[SQLExample]):
         return [common[0][0] if common else ""] * len(examples)
 
     def documents(self) -> Iterator[str]:
-        last = {question.rpartition(" ")[2] for question in self._asked}
-        for text in self.dataset.documents():
-            lines = [line for line in text.splitlines() if last_word(line) in last]  # most lines end here: it is cheap
-            if all(self._is_new(line) and self._is_new(line.partition(":")[2]) for line in lines):
-                yield text
+        return filter(self._is_new, self.dataset.documents())
 
-    def _is_new(self, question: str) -> bool:
-        """Whether no person asks this question. The generator may write one by chance; it is then left out."""
-        return not question or words(question) not in self._asked
+    def _is_new(self, text: str) -> bool:
+        """Whether no person asks this question, as it is written or as a model reads it, whatever its values.
+
+        The generator may write one by chance; it is then left out.
+        """
+        question = text.partition(" | ")[0]
+        return last_word(question) not in self._last or words(question) not in self._asked
 
 
 class OpenDatabase:
