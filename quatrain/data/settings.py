@@ -59,6 +59,7 @@ class DataSettings(Settings):
     examples: int = Field(
         default=20_000, ge=1, le=10_000_000, description="number of training examples that a database or task generates"
     )
+    answers: bool = Field(default=False, description="generated pretraining texts hold each question with its answer")
     validation: float = Field(default=0.1, ge=0, lt=1, description="share of the data for validation")
 
     @property

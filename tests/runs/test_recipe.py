@@ -142,7 +142,6 @@ def test_all_problems_come_at_once_those_between_keys_too() -> None:
         ),
         (["stage.1.train.steps=none"], "stage[1].train: has neither steps nor epochs"),
         (["data.database=none"], "data: has neither source, database nor task, which stage[0] (tokenizer) needs"),
-        (["data.source=a.txt", "data.database=none"], "stage[3]: dpo needs data.database"),
         (["stage.1.context=1024"], "stage[1].context: 1024; must be at most model.max_position_embeddings = 256"),
         (["stage.1.train.batch_tokens=10"], "stage[1].train.batch_tokens: 10; must be at least 128"),
         (
@@ -271,7 +270,7 @@ def test_an_unknown_recipe_lists_the_shipped_ones_nearest_first(tmp_path: Path) 
     with pytest.raises(InputError) as caught:
         load("sherlok")
     assert "did you mean sherlock?" in str(caught.value)
-    assert "Shipped recipes: sherlock, bert-pretrain" in str(caught.value)
+    assert "Shipped recipes: sherlock, arithmetic-grpo, bert-pretrain" in str(caught.value)
     with pytest.raises(InputError, match="no such file"):
         load(tmp_path / "none.toml")
     with pytest.raises(InputError, match="is a folder"):

@@ -142,13 +142,15 @@ class Text2SQL:
                 notes.append(f"{name}: {got} different questions instead of {count}, all this database gives")
         return data
 
-    def documents(self, count: int | None = None) -> Iterator[str]:
+    def documents(self, count: int | None = None, *, answers: bool = False) -> Iterator[str]:
         """Texts for pretraining, the same ones every time: `count` of them, or as many as training questions.
 
         None holds a question of `practice`, `development` or the held-out sets, and none a question with its SQL.
         They are questions, statements, the schema, what the rows hold, and values in words and in SQL.
+        With `answers` each question stands with its SQL.
         """
         count = len(self.train) if count is None else count
+        write_text = self._pair if answers else self._alone
         rng = random.Random(f"documents {self.seed}")
         draw = Draw(rng, self._material, self._phrases)
         asker = Asker(self.schema, self._material, rng)
@@ -167,12 +169,12 @@ class Text2SQL:
                 text = drill.text()
             elif chance < ASKED_UP_TO and asker.tables:
                 if (asked := asker.ask()) is not None:
-                    text = self._alone(asked.question, asked.sql, rng, reserved)
+                    text = write_text(asked.question, asked.sql, rng, reserved)
             else:
                 shape = rng.choices(names, self._weights)[0]
                 example = write(SHAPES[shape], draw.choose(self._open[shape]), draw, "documents")
                 if example is not None:
-                    text = self._alone(example.question, example.sql, rng, reserved)
+                    text = write_text(example.question, example.sql, rng, reserved)
             if text and self.held_out_values.found(text) is None:
                 produced, misses = produced + 1, 0
                 yield text
@@ -183,6 +185,13 @@ class Text2SQL:
             return sql
         prompt = self.linker.link(question).prompt
         return None if prompt in reserved else prompt
+
+    def _pair(self, question: str, sql: str, rng: random.Random, reserved: set[str]) -> str | None:
+        """A question with its SQL, often about invented values. None if reserved."""
+        if self.linker.link(question).prompt in reserved:
+            return None
+        taught = self._taught(Example(question, sql, "", "documents", "", (), ()), rng)
+        return f"Question: {taught.prompt}\nSQL: {taught.sql}"
 
     def combinations(self) -> dict[str, int]:
         """The number of open combinations of each usable shape."""

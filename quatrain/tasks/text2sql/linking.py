@@ -259,7 +259,7 @@ class Linker:
         if unlike and not first.startswith('"'):
             return None
         if first.startswith('"'):
-            key = tuple(stem(part) for part in words_of(first))
+            key = tuple(stem(part) for part in words_of(first.strip('"')))
             found = self._values.get(key)
             return (1, self._ranked(found, first)) if found else None
         most = min(self._longest, len(tokens) - place)

@@ -50,8 +50,20 @@ class GeneratedSQL(Task[SQLExample]):
     baseline_name = "the statement asked most often in training"
     reference_name = "SQL"
 
-    def __init__(self, path: Path, dataset: Text2SQL, questions: str | None = None, limit: int | None = None):
-        """`questions` is a file of questions by people, of which at most `limit` are scored."""
+    def __init__(
+        self,
+        path: Path,
+        dataset: Text2SQL,
+        questions: str | None = None,
+        limit: int | None = None,
+        *,
+        answers: bool = False,
+    ):
+        """`questions` is a file of questions by people, of which at most `limit` are scored.
+
+        With `answers` the documents hold questions with their SQL.
+        """
+        self.answers = answers
         super().__init__()
         self.path, self.dataset = path, dataset
         self._connection: Connection | None = None
@@ -217,7 +229,7 @@ class Text2SQLSpec:
             held_out=settings.held_out,
             made_up=INVENTED_VALUES,
         )
-        return GeneratedSQL(path, dataset, settings.questions, settings.people)
+        return GeneratedSQL(path, dataset, settings.questions, settings.people, answers=data.answers)
 
     @contextmanager
     def database(self, path: Path, *, rows: int, size: int, show_schema: bool) -> Iterator[OpenDatabase]:
