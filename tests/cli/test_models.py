@@ -32,10 +32,17 @@ def lines(monkeypatch: pytest.MonkeyPatch, *texts: str) -> None:
 
 def answers(monkeypatch: pytest.MonkeyPatch, *texts: str) -> None:
     """Let the model write what the test wants; everything around it is real."""
-    from quatrain.generation.engine import Completion, Engine
+    from quatrain.generation.engine import Completion, Engine, SamplingParams
 
     left = list(texts)
-    monkeypatch.setattr(Engine, "chat", lambda *args, **options: [Completion(left.pop(0), [], "stop", [])])
+    said: list[str] = []
+
+    def generate(engine: Engine, prompts: object, params: SamplingParams, **options: object) -> list[Completion]:
+        if params.num_beams == 1:  # a search for other answers gives the same one
+            said.append(left.pop(0))
+        return [Completion(said[-1], [], "stop", [])]
+
+    monkeypatch.setattr(Engine, "generate", generate)
 
 
 def test_tokenize_shows_the_tokens(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,7 +253,7 @@ def test_evaluate_runs_the_sql_that_a_model_says(
     lines = (json.dumps({"question": question, "sql": sql, "db_id": "zoo"}) + "\n" for question, sql in rows)
     source.write_text("".join(lines), encoding="utf-8")
 
-    def say(engine: Engine, prompts: list[list[int]], params: object = None) -> list[Completion]:
+    def say(engine: Engine, prompts: list[list[int]], params: object, adapters: object) -> list[Completion]:
         assert "pets: name, age" in str(engine.tokenizer.decode(prompts[0]))  # type: ignore[union-attr]
         answers = ["```sql\nSELECT 2\n```", "DELETE FROM pets"]
         return [Completion(answer, [1], "stop", []) for answer in answers[: len(prompts)]]
@@ -268,21 +275,22 @@ def test_evaluate_runs_the_sql_that_a_model_says(
 def test_chat_shows_the_schema_where_it_is_asked_to(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from quatrain.generation.engine import Completion, Engine
+    from quatrain.generation.engine import Engine
 
     with sqlite3.connect(tmp_path / "zoo.sqlite") as database:
         database.executescript("CREATE TABLE Pets (Name TEXT); INSERT INTO Pets VALUES ('Rex')")
     database.close()
     read: list[str] = []
 
-    def say(engine: Engine, chats: list[list[dict[str, str]]], params: object) -> list[Completion]:
-        read.append(chats[0][-1]["content"])
-        return [Completion("```sql\nselect name from pets\n```", [], "stop", [])]
+    def render(engine: Engine, messages: list[dict[str, str]], **options: object) -> list[int]:
+        read.append(messages[-1]["content"])
+        return [1]
 
-    monkeypatch.setattr(Engine, "chat", say)
+    monkeypatch.setattr(Engine, "render", render)
+    answers(monkeypatch, *["```sql\nselect name from pets\n```"] * 2)
     for more in ([], ["--schema"]):
         monkeypatch.setattr("sys.stdin", io.StringIO("Who?\n"))
         assert main(["chat", str(folder), "--db", str(tmp_path / "zoo.sqlite"), *more]) == 0
         assert "Rex" in capsys.readouterr().out
-    assert read == ["Who?", "Answer with one SQLite statement.\npets: name\nQuestion: Who?"]
+    assert read == ["who", "Answer with one SQLite statement.\npets: name\nQuestion: Who?"]
     assert main(["chat", str(folder), "--schema"]) == 2
