@@ -244,9 +244,9 @@ class PlainTalk:
 
     def __init__(self, engine: Engine, options: SamplingOptions, *, json_lines: bool, adapter: str | None, system: str):
         self.engine, self.options, self.json_lines, self.adapter = engine, options, json_lines, adapter
-        self.params = options.params(engine, max_new_tokens=MAX_NEW_TOKENS)
-        self.messages: list[dict[str, Any]] = []
         self.explained, self.noted = False, False
+        self.params = self._params(options)
+        self.messages: list[dict[str, Any]] = []
         self.commands: dict[str, Command] = {
             "/system": Command("TEXT", "set the instructions of the model, or remove them", self._set_system),
             "/set": Command("NAME VALUE", "change a setting, such as temperature 0.7", self._set),
@@ -354,7 +354,7 @@ class PlainTalk:
         from quatrain.cli.explain import ALTERNATIVES
 
         more = {"logprobs": ALTERNATIVES} if self.explained else {}
-        return options.params(self.engine, max_new_tokens=MAX_NEW_TOKENS, **more)
+        return options.params(self.engine, max_new_tokens=MAX_NEW_TOKENS, num_return_sequences=1, **more)
 
     def _settings(self, _: str) -> None:
         from quatrain.cli.output import show_table

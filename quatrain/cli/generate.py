@@ -91,7 +91,7 @@ def generate(
     note = None if quiet else shortened(engine, engine.encode(text, loading.adapter), params, truncate=truncate)
     if note is not None:
         show_error(note)
-    if json_lines or explain or samples > 1 or not stream:
+    if json_lines or explain or params.num_return_sequences > 1 or not stream:
         started = time.perf_counter()
         (completion,) = engine.generate([text], params, truncate=truncate, adapters=loading.adapter)
         seconds = time.perf_counter() - started

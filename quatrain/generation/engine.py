@@ -341,7 +341,7 @@ class Engine:
         before the first piece.
         """
         params = params or self.recommended
-        if params.num_return_sequences > 1 and params.num_beams == 1:
+        if params.num_return_sequences > 1:
             raise InputError(
                 f"num_return_sequences: {params.num_return_sequences}; a stream is one completion; use generate, or "
                 "several streams"
@@ -496,7 +496,9 @@ class Engine:
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, adapters: AdapterChoice = None
     ) -> None:
         """Raises InputError, all problems at once, for prompts of token ids that `generate` would refuse."""
-        for request in self._requests([list(ids) for ids in prompts], params, self._adapters(adapters, len(prompts))):
+        own = self._adapters(adapters, len(prompts))
+        encoded = [self.encode(ids, adapter) for ids, adapter in zip(prompts, own, strict=True)]
+        for request in self._requests(encoded, params, own):
             self._check_memory(request.sequences[0])
 
     def _check_memory(self, sequence: SequenceState) -> None:
@@ -539,15 +541,26 @@ class Engine:
             for number, ids in enumerate(prompts, 1)
             if max(ids) >= vocabulary or min(ids) < 0
         ]
+        negative = self.encode(params.negative_prompt) if params.negative_prompt is not None else []
+        least = min((limit for limit in limits if limit is not None), default=None)
+        if least is not None and len(negative) + room > least:
+            problems.append(
+                f"negative_prompt: {len(negative)} tokens; the model reads {least} and needs one for its answer"
+            )
         longest = self.settings.max_length if params is self.recommended else None
         problems += [
             f"prompt {number}: {len(ids)} tokens; the model's settings allow max_length {longest}, its answer included"
             for number, ids in enumerate(prompts, 1)
             if longest is not None and len(ids) >= longest
         ]
+        try:
+            self.chooser.check(params, vocabulary)
+        except InputError as error:
+            if problems:
+                raise InputError("These requests cannot be run:", [*problems, *error.problems]) from error
+            raise
         if problems:
             raise InputError("These prompts cannot be read by the model:", problems)
-        self.chooser.check(params, vocabulary)
         # Several samples of a prompt are those of the prompt given several times.
         samples = params.num_return_sequences if params.num_beams == 1 else 1
         seed = params.seed if params.seed is not None else torch.Generator().seed()
@@ -557,7 +570,6 @@ class Engine:
         seeds = iter(row_seeds(repeated, seed) if own_seeds is None else own_seeds)
         start = self.rules.decoder_start_token_id if self.has_encoder else None
         params, ends = self._stops(params)
-        negative = self.encode(params.negative_prompt) if params.negative_prompt is not None else []
         if negative:
             params = replace(params, negative_prompt=tuple(negative))
         requests = []

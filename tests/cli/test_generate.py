@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from quatrain.cli import main
-from quatrain.cli.sampling import SamplingOptions
+from quatrain.cli.chat import PlainTalk
+from quatrain.cli.sampling import ModelOptions, SamplingOptions
 from quatrain.generation.engine import Engine, SamplingParams
 
 NO_OPTION = {
@@ -235,6 +236,19 @@ def test_model_settings_hold_unless_an_option_says_otherwise(folder: Path) -> No
     engine.recommended = SamplingParams(temperature=0.8, top_p=0.9)
     beams = SamplingOptions(num_beams=2).params(engine, max_new_tokens=5)
     assert (beams.temperature, beams.top_p, beams.num_beams, beams.max_new_tokens) == (0.0, None, 2, 5)
+
+
+def test_a_model_that_recommends_several_completions(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are shown together: a stream is one completion. A conversation has one answer."""
+    engine = Engine.load(folder)
+    engine.recommended = SamplingParams(num_beams=2, num_return_sequences=2, max_new_tokens=4)
+    monkeypatch.setattr(ModelOptions, "load", lambda *_: engine)
+    assert main(["generate", str(folder), "The "]) == 0
+    assert "--- sample 2 of 2 ---" in capsys.readouterr().out
+    talk = PlainTalk(engine, SamplingOptions(), json_lines=False, adapter=None, system="")
+    assert (talk.params.num_beams, talk.params.num_return_sequences) == (2, 1)
 
 
 def test_a_text_that_the_tokenizer_cannot_write_is_an_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

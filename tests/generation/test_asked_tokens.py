@@ -183,8 +183,9 @@ def test_several_samples_are_those_of_the_prompt_given_several_times(engine):
     repeated = engine.generate([ids for ids in prompts for _ in range(3)], params)
     assert [each.ids for one in several for each in (one, *one.alternatives)] == [each.ids for each in repeated]
     assert len({tuple(each.ids) for each in repeated}) > 5
-    with pytest.raises(InputError, match="num_return_sequences: 3; a stream is one"):
-        list(engine.stream([5], SamplingParams(5, temperature=1.0, num_return_sequences=3)))
+    for ways in ({"temperature": 1.0}, {"num_beams": 3}):
+        with pytest.raises(InputError, match="num_return_sequences: 3; a stream is one"):
+            engine.stream([5], SamplingParams(5, **ways, num_return_sequences=3))
     with pytest.raises(InputError, match="same completion each time"):
         SamplingParams(num_return_sequences=3)
 

@@ -10,6 +10,7 @@ from quatrain.generation.choosing import TokenChooser
 from quatrain.generation.constraints import GenerationRules
 from quatrain.generation.params import SamplingParams
 from quatrain.generation.requests import NOISE_BLOCK, SequenceState, row_seeds
+from quatrain.tokenizers.tokenizer import Tokenizer
 
 VOCABULARY = 40
 PARAMS = [
@@ -131,3 +132,67 @@ def test_samples_follow_the_distribution(seed):
     assert counts[~there].sum() == 0
     frequencies = (expected[there] / expected[there].sum() * 4000).numpy()
     assert chisquare(counts[there].numpy(), frequencies).pvalue > 1e-3
+
+
+def given_the_likeliest(rules=None, **values):
+    """What is chosen where a step names a token that is not the likeliest; whether it is what was chosen without it."""
+    logits, rows = Table(1)([sequence(SamplingParams())]), [sequence(SamplingParams(**values))]
+    named = torch.tensor([[float(logits.argmin())], [-9.0], [1.0], [-8.0]])
+    chooser = TokenChooser(rules)
+    plain, fast = chooser.choose(logits, rows), chooser.choose(logits, rows, likeliest=named)
+    return fast, plain, logits
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"temperature": 1e-9}, {"temperature": 1.0, "top_k": 1}, {"temperature": 1.0, "top_p": 1e-9},
+        {"logit_bias": {1: 1.0}}, {"repetition_penalty": 1.1}, {"frequency_penalty": 0.1}, {"presence_penalty": -0.1},
+        {"no_repeat_ngram_size": 2}, {"min_new_tokens": 1}, {"bad_words": [[9]]}, {"bad_words": [[8, 9]]},
+        {"logits_processors": [lambda ids, logits: logits]}, {"logprobs": 0}, {"logprobs": 3},
+        {"logprobs_mode": "processed"}, {"logprobs_mode": "temperature"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_step_chooses_for_no_row_that_asks_for_more(values):
+    """The token that a native step names is taken only where greedy decoding is all that is asked for."""
+    fast, plain, _ = given_the_likeliest(**values)
+    assert fast == plain
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"forced_eos_token_id": (2,)}, {"bad_words_ids": ((9,),)}, {"suppress_tokens": (9,)},
+        {"begin_suppress_tokens": (9,)}, {"min_length": 3}, {"min_new_tokens": 2}, {"no_repeat_ngram_size": 2},
+        {"repetition_penalty": 1.1}, {"encoder_repetition_penalty": 1.1}, {"encoder_no_repeat_ngram_size": 2},
+        {"sequence_bias": (((9,), 1.0),)}, {"exponential_decay_length_penalty": (0, 1.1)},
+        {"forced_bos_token_id": 9},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_step_does_not_choose_against_the_models_own_rules(rules):
+    fast, plain, _ = given_the_likeliest(GenerationRules(**rules))
+    assert fast == plain
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"top_k": 5, "top_p": 0.5}, {"min_new_tokens": 0}, {"repetition_penalty": 1.0}, {"seed": 3}, {"stop": "x"}],
+    ids=str,
+)
+def test_a_step_chooses_for_plain_greedy_rows(values):
+    fast, plain, logits = given_the_likeliest(**values)
+    assert fast.tokens == [int(logits.argmin())] != plain.tokens and fast.logprobs == [-9.0]
+
+
+@pytest.mark.parametrize("values", [{"choice": ("ab", "c")}, {"regex": "[abc]+"}, {"bad_words": ["a"]}], ids=str)
+def test_a_step_does_not_choose_under_constraints_on_text(values):
+    pytest.importorskip("llguidance")
+    tokenizer = Tokenizer.train(["abc"] * 9, kind="char")
+    chooser = TokenChooser(tokenizer=tokenizer)
+    logits = torch.randn(1, tokenizer.vocab_size, generator=torch.Generator().manual_seed(0))
+    named = torch.tensor([[float(logits.argmin())], [-9.0], [1.0], [-8.0]])
+    rows = [sequence(SamplingParams(**values), ends=(tokenizer.vocab_size - 1,)) for _ in range(2)]
+    plain, fast = chooser.choose(logits, rows[:1]), chooser.choose(logits, rows[1:], likeliest=named)
+    assert fast == plain

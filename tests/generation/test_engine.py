@@ -236,6 +236,16 @@ def test_context_overflow_names_the_counts():
     assert filled[0].finish_reason == "length"
 
 
+def test_problems_of_prompts_and_parameters_are_told_together():
+    engine, params = Engine(random_model(LLAMA), end_ids=[]), SamplingParams(1, bad_words=["x"], stop_token_ids=[500])
+    with pytest.raises(InputError) as caught:
+        engine.generate([[5] * 64, [120]], params)
+    names = [problem.partition(": ")[0] for problem in caught.value.problems]
+    assert names == ["prompt 1", "prompt 2", "stop_token_ids", "bad_words"]
+    with pytest.raises(InputError, match="prompt is empty"):
+        engine.check([[]], SamplingParams(1))
+
+
 def test_foreign_ids_are_refused():
     with pytest.raises(InputError, match="120 is not in the model's vocabulary of 120"):
         Engine(random_model(LLAMA)).generate([[120]], SamplingParams(1))

@@ -324,6 +324,8 @@ def test_guidance_samples_streams_and_counts_the_negative_prompt(model):
     assert all(3 not in each.ids[:-1] for each in (best, *best.alternatives))
     long = SamplingParams(12, guidance_scale=2.0, negative_prompt=[5] * 60, ignore_eos=True)
     assert len(engine.generate([[5, 6]], long)[0].ids) == 4, "the context holds 64 tokens of the second row"
+    with pytest.raises(InputError, match="negative_prompt: 64 tokens; the model reads 64 and needs one"):
+        engine.submit([5, 6], SamplingParams(12, guidance_scale=2.0, negative_prompt=[5] * 64))
     for values, name in (
         ({"guidance_scale": -1}, "guidance_scale"),
         ({"guidance_scale": 2.0, "num_beams": 2}, "guidance_scale"),
