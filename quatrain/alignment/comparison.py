@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from quatrain.alignment.rewards.base import RewardScores
 from quatrain.alignment.rollouts import Prompt, Scores, distinct, repetition
 from quatrain.generation.engine import Completion, Engine
 
@@ -24,16 +25,16 @@ def outcome(
 ) -> dict[str, Any]:
     """What completions of held-out prompts score, as JSON.
 
-    `rewards`, `parts` and `true` hold one number per completion; `lengths` are in tokens. `perplexity` is that of all
-    tokens under the model of `reference`.
+    `rewards`, `parts` and `true` hold one number per completion, None where it could not be judged; `lengths` are in
+    tokens. `perplexity` is that of all tokens under the model of `reference`.
     """
     examples, texts = [prompt.example for prompt in prompts], [completion.text for completion in completions]
     scores = rewards.score(examples, texts)
-    true = {} if true_rewards is None else true_rewards.score(examples, texts).parts
+    true = None if true_rewards is None else true_rewards.score(examples, texts)
     result: dict[str, Any] = {
-        "rewards": _rounded(scores.total.tolist()),
-        "parts": {name: _rounded(values.tolist()) for name, values in scores.parts.items()},
-        "true": {name: _rounded(values.tolist()) for name, values in true.items()},
+        "rewards": _rounded(scores.judged(scores.total)),
+        "parts": _parts(scores),
+        "true": {} if true is None else _parts(true),
         "lengths": [len(completion.ids) for completion in completions],
         "repetition": fmean(repetition(completion.ids) for completion in completions),
         "distinct": distinct([completion.ids for completion in completions]),
@@ -68,12 +69,19 @@ def comparison(prompts: Sequence[Prompt], before: dict[str, Any], after: dict[st
     }
 
 
-def gain(before: Sequence[float], after: Sequence[float]) -> float | None:
-    """The difference of two means in standard deviations of the first; None where these are 0."""
-    mean = fmean(before)
-    deviation = math.sqrt(fmean((value - mean) ** 2 for value in before))
-    return (fmean(after) - mean) / deviation if deviation else None
+def gain(before: Sequence[float | None], after: Sequence[float | None]) -> float | None:
+    """The difference of two means in standard deviations of the first; None where these are 0. None takes no part."""
+    first, last = ([value for value in values if value is not None] for values in (before, after))
+    if not first or not last:
+        return None
+    mean = fmean(first)
+    deviation = math.sqrt(fmean((value - mean) ** 2 for value in first))
+    return (fmean(last) - mean) / deviation if deviation else None
 
 
-def _rounded(values: Sequence[float]) -> list[float]:
-    return [float(f"{value:.5g}") for value in values]
+def _parts(scores: RewardScores) -> dict[str, list[float | None]]:
+    return {name: _rounded(scores.judged(values)) for name, values in scores.parts.items()}
+
+
+def _rounded(values: Sequence[float | None]) -> list[float | None]:
+    return [None if value is None else float(f"{value:.5g}") for value in values]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from quatrain.adapters.apply import adapters_disabled
 from quatrain.alignment.losses import Answers, LossSettings, pair_loss, settings_problems
+from quatrain.alignment.policy import evaluating
 from quatrain.core.errors import InputError
 from quatrain.data.batches import IGNORE_INDEX, TokenBatch, TokenExample, pad, stack
 from quatrain.evaluation.metrics.objectives import batches_of
@@ -261,11 +262,8 @@ def check_first_loss(model: Model, objective: Any, batch: Any, expected: float, 
     """Raises InputError if the loss of a batch differs from `expected`, or a reward from 0: the model is then not the
     reference that its examples were measured with.
     """
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         total, weight, metrics = objective.loss(model, batch.to(model.device))
-    model.train(was_training)
     likelihood = objective.sft_weight * float(metrics.get("sft_loss", 0.0))
     values = {"loss": (float(total) - likelihood) / weight, **{name: float(metrics[name]) / weight for name in rewards}}
     dtype = next(model.parameters()).dtype
@@ -302,13 +300,9 @@ def reference_mode(model: Model, *, base: bool = True) -> Iterator[None]:
 
     Without `base` the adapters stay.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), adapters_disabled(model, dequantize=False) if base else nullcontext():
-            yield
-    finally:
-        model.train(was_training)
+    disabled = adapters_disabled(model, dequantize=False) if base else nullcontext()
+    with evaluating(model), torch.no_grad(), disabled:
+        yield
 
 
 def reference_logprobs(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from quatrain.alignment.dpo import PreferenceExample, pair_values
 from quatrain.alignment.kto import RatedExample
+from quatrain.alignment.policy import evaluating
 from quatrain.data.preference_summary import shorter_is_chosen
 from quatrain.evaluation.metrics.objectives import batches_of
 from quatrain.models.transformer.stack import Model
@@ -27,17 +28,15 @@ def measure(
     model: Model, objective: Objective, examples: Sequence[Any], *, batch_tokens: int = 16384
 ) -> dict[str, float]:
     """The mean loss and the mean metrics of an objective over examples, in evaluation mode."""
-    was_training = model.training
-    model.eval()
     total: float | Tensor = 0.0
     count, sums = 0, dict[str, float | Tensor]()
-    for places in batches_of(examples, batch_tokens):
-        batch = objective.collate([examples[place] for place in places]).to(model.device)
-        loss, weight, metrics = objective.loss(model, batch)
-        total, count = total + loss, count + weight
-        for name, value in metrics.items():
-            sums[name] = sums.get(name, 0.0) + value
-    model.train(was_training)
+    with evaluating(model):
+        for places in batches_of(examples, batch_tokens):
+            batch = objective.collate([examples[place] for place in places]).to(model.device)
+            loss, weight, metrics = objective.loss(model, batch)
+            total, count = total + loss, count + weight
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0.0) + value
     return {"loss": float(total) / count, **{name: float(value) / count for name, value in sums.items()}}
 
 

@@ -82,7 +82,8 @@ class Agreement:
 class Session:
     """One rater's session on a file of choices.
 
-    `prompts` are asked in order; those that the rater has judged in the file already are passed over. `answers` draws
+    `prompts` are asked in order; empty ones, and those that the rater has judged in the file already, are passed over.
+    `answers` draws
     the two answers to a prompt when they are needed. Where another rater has judged a prompt, the same two answers are
     shown again, so that agreement can be measured. `model` names where the answers come from.
     """
@@ -113,7 +114,7 @@ class Session:
     @property
     def remaining(self) -> int:
         """Prompts that the rater has not judged."""
-        return len(self.prompts) - len(self._judged())
+        return sum(map(bool, self.prompts)) - len(self._judged())
 
     def add_prompt(self, prompt: Messages) -> None:
         """Ask one more prompt, after the others."""
@@ -127,7 +128,7 @@ class Session:
         judged = self._judged()
         while self._shown is None and self._place < len(self.prompts):
             number = self._place
-            if number not in judged:
+            if self.prompts[number] and number not in judged:
                 shown = self._comparison(number)
                 if not shown.identical:
                     self._shown = shown
@@ -203,7 +204,8 @@ def read_choices(path: Path) -> list[dict[str, Any]]:
         return []
     whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
     rows = []
-    for number, line in enumerate(whole.splitlines(), 1):
+    # Not splitlines, which also divides at the line separators that an answer may contain (U+2028, U+0085).
+    for number, line in enumerate(whole.split("\n"), 1):
         if not line.strip():
             continue
         row = parse_json(line, f"{path}:{number}", dict)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import Any
 
 from quatrain.alignment.dpo import PreferenceExample
 from quatrain.alignment.kto import RatedExample
@@ -17,8 +15,6 @@ from quatrain.data.messages import is_empty
 from quatrain.data.records import Messages, Preference, RatedAnswer
 from quatrain.generation.engine import Completion, Engine
 from quatrain.generation.params import SamplingParams
-
-AnyPreference = TypeVar("AnyPreference", Preference, RatedAnswer)
 
 Judge = Callable[[int, str], bool]
 """`judge(prompt_index, text)`: whether a text is a correct answer to that prompt."""
@@ -223,18 +219,9 @@ def rated_from_chat(
     return RatedExample(pair.prompt, pair.chosen, desirable)
 
 
-def split_by_prompt(
-    records: Sequence[AnyPreference], share: float, seed: int
-) -> tuple[list[AnyPreference], list[AnyPreference]]:
-    """Records to train on, and those of a random share of the prompts; a prompt is on one side only."""
-    keys = [repr(list(record.prompt)) for record in records]
-    prompts = list(dict.fromkeys(keys))
-    count = round(share * len(prompts))
-    if not 0 < count < len(prompts):
-        return list(records), []
-    held_out = {prompts[number] for number in np.random.default_rng(seed).permutation(len(prompts))[:count].tolist()}
-    pairs = list(zip(keys, records, strict=True))
-    return [each for key, each in pairs if key not in held_out], [each for key, each in pairs if key in held_out]
+def prompt_key(record: Preference | RatedAnswer) -> str:
+    """What records of one prompt have in common, so that all of them are held out or all are learned."""
+    return repr(list(record.prompt))
 
 
 def encode_preferences(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from quatrain.alignment.policy import evaluating
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value
 from quatrain.data.batches import TokenBatch, stack, text_segments
@@ -267,14 +268,11 @@ def score_rows(model: Model, rows: Sequence[EncodedText], pad_id: int, batch_tok
 
     A batch has at most `batch_tokens` tokens, padding included. The model's training mode is restored.
     """
-    was_training = model.training
-    model.eval()
     logits = torch.zeros(len(rows), model.config.num_labels)
-    for places in batches_of(rows, batch_tokens) if len(rows) else []:
-        chosen = [rows[place] for place in places]
-        batch, lengths = padded(chosen, pad_id)
-        logits[places] = row_logits(model, batch.to(model.device), lengths.to(model.device)).cpu()
-    model.train(was_training)
+    with evaluating(model):
+        for places in batches_of(rows, batch_tokens) if len(rows) else []:
+            batch, lengths = padded([rows[place] for place in places], pad_id)
+            logits[places] = row_logits(model, batch.to(model.device), lengths.to(model.device)).cpu()
     return logits
 
 

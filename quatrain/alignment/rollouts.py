@@ -366,6 +366,37 @@ class Sampler:
             rollout.learned = not rollout.unscorable
 
 
+def saved_failure(folder: Path | None, records: Sequence[dict[str, Any]], error: QuatrainError) -> QuatrainError:
+    """The error, with the name of the file in the folder in which the completions are that a broken reward got."""
+    if folder is None:
+        return error
+    rank = process_number()[0]
+    path = folder / f"failed-rollouts{f'-{rank}' if rank else ''}.jsonl"
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+    error.message = f"{error.message} The rollouts are in {path}."
+    error.args = (error.message,)
+    return error
+
+
+@dataclass(frozen=True)
+class HeldOutScores:
+    """Rewards of completions of these prompts; `folder` receives `failed-rollouts.jsonl` if one of them breaks."""
+
+    rewards: Scores
+    prompts: Sequence[Prompt]
+    folder: Path | None = None
+
+    def score(self, examples: Sequence[Any], completions: Sequence[str]) -> RewardScores:
+        """Score one completion of each prompt. Raises RewardError for a broken reward."""
+        try:
+            return self.rewards.score(examples, completions)
+        except QuatrainError as error:
+            texts = [prompt.text for prompt in self.prompts]
+            pairs = zip(texts, completions, strict=True)
+            records = [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
+            raise saved_failure(self.folder, records, error) from error.__cause__
+
+
 class RolloutStream:
     """Micro-batches of rollouts for the trainer, drawn anew with the current weights at the start of each phase.
 
@@ -487,14 +518,7 @@ class RolloutStream:
 
     def _saved_failure(self, rollouts: Sequence[Rollout], error: QuatrainError) -> QuatrainError:
         """The error, with the name of the file in which the rollouts are that a broken reward could not score."""
-        if self.folder is None:
-            return error
-        rank = process_number()[0]
-        path = self.folder / f"failed-rollouts{f'-{rank}' if rank else ''}.jsonl"
-        write_text(path, "".join(json.dumps(self._shown(rollout)) + "\n" for rollout in rollouts))
-        error.message = f"{error.message} The rollouts are in {path}."
-        error.args = (error.message,)
-        return error
+        return saved_failure(self.folder, [self._shown(rollout) for rollout in rollouts], error)
 
     def _measure(self) -> dict[str, float]:
         """Compute the columns of all rollouts in the micro-batches in which the first epoch reads them."""

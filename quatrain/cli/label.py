@@ -71,7 +71,8 @@ def label(
     given = [] if prompts is None else prompts_of(prompts)
     if prompts is None:
         own = {row["number"]: row["prompt"] for row in read_choices(out) if isinstance(row.get("number"), int)}
-        given = [own[number] for number in sorted(own)]
+        # A prompt keeps its number; the ones between whose answers were the same are in no row.
+        given = [own.get(number, []) for number in range(max(own, default=-1) + 1)]
 
     def session_of(engine: Engine) -> Session:
         more: dict[str, Any] = {"temperature": TEMPERATURE} if not engine.recommended.temperature else {}

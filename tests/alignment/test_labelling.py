@@ -67,6 +67,27 @@ def test_a_killed_session_resumes_and_a_torn_line_is_dropped(tmp_path):
     assert model.asked == [0, 1, 2], "answers are drawn when they are needed, and only then"
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0c", "\r\n"])
+def test_answers_with_separators_of_lines_are_read_again(tmp_path, separator):
+    def answers(prompt, number):
+        return f"first{separator}line {number}", f"other{separator}line"
+
+    own = session(tmp_path, model=answers)
+    own.next()
+    row = own.choose("a")
+    assert session(tmp_path, model=answers).next().number == 1
+    (preference,) = read_preferences(own.path)
+    assert preference.chosen[0]["content"] == row["answers"][0]
+    assert own.undo() == row
+
+
+def test_empty_prompts_keep_their_place_and_are_not_asked(tmp_path):
+    own = Session(tmp_path / "choices.jsonl", [[], *prompts(1), []], Model())
+    assert own.remaining == 1 and own.next().number == 1
+    own.choose("tie")
+    assert own.remaining == 0 and own.next() is None
+
+
 def test_undo_shows_the_same_pair_again(tmp_path):
     own = session(tmp_path)
     assert own.undo() is None

@@ -51,6 +51,19 @@ def test_total_is_the_weighted_sum_and_the_unscorable_are_marked():
     assert rewards(SUMS, ["2", "no", "5"]) == [1.5, -1.0, None]
 
 
+def test_means_leave_out_what_could_not_be_judged():
+    rewards = WeightedRewards({"right": (TaskReward(Sums()), 2.0), "length": (lengths, -0.5)})
+    scores = rewards.score(SUMS, ["2", "no", "12345"])
+    assert scores.mean(scores.total) == 0.25 and scores.mean(scores.parts["length"]) == 1.5
+    assert scores.judged(scores.parts["length"]) == [1.0, 2.0, None]
+
+
+def test_a_weight_that_overflows_is_named():
+    with pytest.raises(RewardError, match=r'"length" makes the weighted sum inf; its weight is 1e\+308') as error:
+        WeightedRewards({"length": (lengths, 1e308)}).score(SUMS[:2], ["a", "b"])
+    assert error.value.index == 0
+
+
 def test_constant_rewards_are_named():
     scores = WeightedRewards({"flat": (constant, 1.0), "length": (lengths, 1.0)}).score(SUMS[:2], ["a", "bb"])
     assert scores.constant == ("flat",)
@@ -71,6 +84,8 @@ def raises(examples, completions):
         (lambda examples, completions: 0.5, None, "must be a list of 2 numbers"),
         (lambda examples, completions: ["1", 0], 0, "not a number"),
         (lambda examples, completions: [0, [1]], 1, "not a number"),
+        (lambda examples, completions: [0, 1e300], 1, r"returned 1e\+300; too large for float32"),
+        (lambda examples, completions: [10**400, 0], 0, "returned inf"),
         (raises, None, "raised KeyError: 'answer'"),
     ],
 )

@@ -69,6 +69,10 @@ def test_prompts_are_typed_where_no_file_is_given(
     assert shown.count("prompt (empty to quit)") == 3
     labels(monkeypatch, capsys, folder, "more t", "--out", str(out))
     assert [row["number"] for row in read_choices(out)] == [0, 1, 2]
+    # The answers to the first prompt were the same: nothing is in the file, and the others are not asked again.
+    out.write_text("".join(line for line in out.read_text().splitlines(keepends=True) if "hello" not in line))
+    shown = labels(monkeypatch, capsys, folder, "", "--out", str(out))
+    assert "better [" not in shown and "prompt (empty to quit)" in shown
 
 
 def test_a_file_of_other_content_is_left_alone(folder: Path, prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:

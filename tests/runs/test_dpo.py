@@ -117,6 +117,29 @@ def test_samples_are_ranked_by_rewards(start: Path, tmp_path: Path) -> None:
     assert any("samples of 12 prompts, mean reward" in note for note in result["notes"])
 
 
+def test_a_reward_model_of_the_recipe_ranks_the_samples(start: Path, pairs: Path, tmp_path: Path) -> None:
+    text = f"""
+        name = "tiny"
+        model = {{ folder = '{start}' }}
+        data = {{ source = '{pairs}' }}
+        evaluate = {{ max_new_tokens = 6 }}
+        [[stage]]
+        kind = "reward"
+        evaluate = false
+        train = {{ steps = 2, batch_tokens = 512, warmup_steps = 0, precision = "float32" }}
+        [[stage]]
+        kind = "dpo"
+        rewards = [{{ kind = "model", stage = "reward" }}]
+        temperature = 2.0
+        {TRAIN}
+    """
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"say {number}"}) + "\n" for number in range(8)))
+    text = text.replace('kind = "dpo"', f"kind = \"dpo\"\ndata = {{ source = '{prompts}' }}")
+    run = quatrain.run(loads(text), runs_dir=tmp_path, reporter=SilentReporter())
+    assert any("samples of 8 prompts, mean reward" in note for note in run.results[1]["notes"])
+
+
 @pytest.mark.parametrize(
     ("stage", "words"),
     [

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tiny_models import make_folder
 
 import quatrain
+from quatrain.alignment.rewards.base import RewardError
 from quatrain.core.errors import InputError, InterruptedRun
 from quatrain.core.progress import SilentReporter, read_metrics
 from quatrain.runs.folder import Run
@@ -149,6 +150,21 @@ def test_a_missing_reward_model_is_named_before_anything_runs(text: str, tmp_pat
         run(text.replace('{ kind = "regex", pattern = "[a-m]", most = 9 }', reward), tmp_path)
     (problem,) = error.value.problems
     assert problem.startswith("stage[0].rewards[0].folder:") and "`quatrain run sentiment` makes it" in problem
+
+
+def test_completions_that_leave_no_room_for_a_prompt_are_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"max_new_tokens: 600; the context of 64 tokens .* must be at most 63"):
+        run(text.replace("max_new_tokens = 6", "max_new_tokens = 600"), tmp_path)
+
+
+def test_a_reward_that_breaks_before_the_first_step_leaves_its_completions(text: str, tmp_path: Path) -> None:
+    """Held-out prompts are scored first, with the model before training."""
+    (tmp_path / "mine.py").write_text("def broken(examples, completions):\n    return [float('nan')] * len(examples)\n")
+    reward = f'{{ kind = "function", function = "{tmp_path}/mine.py:broken" }}'
+    with pytest.raises(RewardError, match=r'"function" returned nan.*failed-rollouts\.jsonl'):
+        run(text.replace('{ kind = "regex", pattern = "[a-m]", most = 9 }', reward), tmp_path)
+    lines = (tmp_path / "tiny/stages/01-ppo/failed-rollouts.jsonl").read_text().splitlines()
+    assert len(lines) == 4 and json.loads(lines[0])["prompt"].startswith("say ")
 
 
 def test_prompts_that_do_not_fit_are_left_out(text: str, tmp_path: Path) -> None:

@@ -110,6 +110,10 @@ def test_perplexity_is_per_token_over_all_completions(model: Path) -> None:
     assert perplexity(prompts, completions, engine) == pytest.approx(expected, rel=1e-4)
 
 
+def test_what_could_not_be_judged_takes_no_part_in_the_gain() -> None:
+    assert gain([0.0, None, 2.0], [2.0, None]) == 1.0 and gain([None], [1.0]) is None
+
+
 def test_gain_is_in_standard_deviations_of_the_first() -> None:
     assert gain([0.0, 2.0], [5.0, 5.0]) == 4.0
     assert gain([1.0, 1.0], [5.0, 5.0]) is None

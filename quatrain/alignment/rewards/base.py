@@ -6,6 +6,7 @@ reward cannot judge this completion, for example because the example's own refer
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 SHOWN_CHARACTERS = 200
 """Most characters of a completion that an error shows."""
+LARGEST_SCORE = 3.4e38
+"""The largest absolute score: scores are float32."""
 
 
 class Reward(Protocol):
@@ -61,6 +64,15 @@ class RewardScores:
     unscorable: Tensor
     constant: tuple[str, ...] = ()
 
+    def judged(self, scores: Tensor) -> list[float | None]:
+        """These scores (N,), the total or a part, as a list with None for completions that could not be judged."""
+        pairs = zip(scores.tolist(), self.unscorable.tolist(), strict=True)
+        return [None if missing else score for score, missing in pairs]
+
+    def mean(self, scores: Tensor) -> float:
+        """The mean of these scores (N,) over the completions that could be judged; NaN if there is none."""
+        return float(scores[~self.unscorable].mean())
+
 
 class WeightedRewards:
     """The weighted sum of named rewards. It is itself a reward.
@@ -80,8 +92,7 @@ class WeightedRewards:
     def __call__(self, examples: Sequence[Any], completions: Sequence[str]) -> list[float | None]:
         """The total of each completion; None where it cannot be judged."""
         scores = self.score(examples, completions)
-        pairs = zip(scores.total.tolist(), scores.unscorable.tolist(), strict=True)
-        return [None if missing else total for total, missing in pairs]
+        return scores.judged(scores.total)
 
     def score(self, examples: Sequence[Any], completions: Sequence[str]) -> RewardScores:
         """Score N completions of N examples. Raises RewardError that names a broken reward."""
@@ -101,6 +112,10 @@ class WeightedRewards:
             judged = values[~missing]
             if len(judged) > 1 and bool((judged == judged[0]).all()):
                 constant.append(name)
+            if not bool(total.isfinite().all()):
+                index = int((~total.isfinite()).nonzero()[0])
+                reason = f"makes the weighted sum {float(total[index])}; its weight is {weight:g}: use a smaller one"
+                raise RewardError(name, reason, index=index, completion=completions[index])
         return RewardScores(total.masked_fill(unscorable, 0.0), parts, unscorable, tuple(constant))
 
     def _call(self, name: str, reward: Reward, examples: Sequence[Any], completions: Sequence[str]) -> Any:
@@ -168,12 +183,16 @@ def checked(name: str, scores: Any, completions: Sequence[str]) -> tuple[Tensor,
         try:
             if isinstance(score, str):
                 raise TypeError
-            values[index] = float(score)
+            number = float(score)
         except (TypeError, ValueError):
             reason = f"returned {format_value(score)}, which is not a number"
             raise RewardError(name, reason, index=index, completion=completion) from None
-        if not bool(values[index].isfinite()):
-            raise RewardError(name, f"returned {float(score)}", index=index, completion=completion)
+        except OverflowError:
+            number = math.inf
+        if not abs(number) <= LARGEST_SCORE:
+            reason = f"returned {number}" + ("; too large for float32" if math.isfinite(number) else "")
+            raise RewardError(name, reason, index=index, completion=completion)
+        values[index] = number
     return values, missing
 
 

@@ -21,12 +21,11 @@ from quatrain.alignment.preferences import (
     PairStatistics,
     RewardStatistics,
     encode_preferences,
+    prompt_key,
     sample_by_reward,
     sample_pairs,
-    split_by_prompt,
 )
 from quatrain.alignment.rewards import build
-from quatrain.alignment.rewards.base import RewardContext
 from quatrain.alignment.watch import Watch
 from quatrain.data.corpus import DataParts
 from quatrain.data.records import Conversation
@@ -42,6 +41,7 @@ from quatrain.runs.learning import example_stream, learn, longest, training_job,
 from quatrain.runs.material import generated_task, model_of, tokenizer_of, write_model
 from quatrain.runs.stage import StageContext, StageResult
 from quatrain.runs.stages._finetune import with_template
+from quatrain.runs.stages._online import reward_context
 from quatrain.runs.stages.dpo import DPOStage
 from quatrain.tasks.instructions import Instructions
 from quatrain.tasks.task import Task, source_task
@@ -196,7 +196,7 @@ def given(settings: DPOStage, context: StageContext, tokenizer: Tokenizer) -> Pr
     if part is not None:
         held_records: list[Any] = list(parts.corpus(part, format=kind))
     else:
-        records, held_records = split_by_prompt(records, data.validation, context.seed)
+        records, held_records = parts.split(records, group=prompt_key)
     learned, notes = encode_preferences(tokenizer, records)
     held, others = encode_preferences(tokenizer, held_records)
     noun = "rated answers" if kind == "rated" else "pairs"
@@ -254,7 +254,7 @@ def _ranked_by_rewards(
 ) -> Preferences:
     """Pairs of the model's own completions, ranked by the stage's rewards."""
     examples, notes, asked = _prompts(settings, context, task)
-    engine, rewards = Engine(model, tokenizer), build(settings.rewards, RewardContext(asked))
+    engine, rewards = Engine(model, tokenizer), build(settings.rewards, reward_context(context, asked))
     chats = [asked.prompt(each) if asked is not None else each["prompt"] for each in examples]
     prompts = [render(tokenizer, chat, add_generation_prompt=True).ids for chat in chats]
     total = RewardStatistics()

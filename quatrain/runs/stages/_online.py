@@ -18,14 +18,16 @@ from torch import nn
 from quatrain.alignment.comparison import comparison, outcome
 from quatrain.alignment.policy import BaseReference, FrozenReference, Reference
 from quatrain.alignment.rewards import build
-from quatrain.alignment.rewards.base import RewardContext, WeightedRewards
+from quatrain.alignment.rewards.base import RewardContext
 from quatrain.alignment.rollouts import (
+    HeldOutScores,
     PolicyObjective,
     Prompt,
     Rollout,
     RolloutPlan,
     RolloutStream,
     Sampler,
+    Scores,
     seed_of,
 )
 from quatrain.alignment.watch import Watch
@@ -92,8 +94,11 @@ def online_job(
     engine = Engine(model, tokenizer, settings=GenerationConfig(), max_rows=settings.rollout_batch)
     prompts = prompt_sets(settings, context, engine)
     rewards = build(settings.rewards, reward_context(context, prompts.task), timeout=settings.reward_timeout)
-    # Without an example no reward is built that has nothing to read.
-    true = build(settings.true_rewards, reward_context(context, prompts.task)) if settings.true_rewards else None
+    folder = context.stage_folder if context.stage_folder.is_dir() else None
+    proxy, true = HeldOutScores(rewards, prompts.held_out, folder), None
+    if settings.true_rewards:
+        judged = build(settings.true_rewards, reward_context(context, prompts.task), timeout=settings.reward_timeout)
+        true = HeldOutScores(judged, prompts.held_out, folder)
     sampler = Sampler(
         engine,
         prompts.learned,
@@ -119,7 +124,6 @@ def online_job(
         constant_phases=0 if context.fresh_model else CONSTANT_PHASES,
     )
     trained = None if trainee is None else trainee(model)
-    folder = context.stage_folder if context.stage_folder.is_dir() else None
     stream = RolloutStream(trained or model, objective, sampler, plan, folder=folder)
     phases = max(1, round((settings.train.epochs or 1) * len(prompts.learned) / settings.prompts))
     limit = max(len(prompt.ids) for prompt in prompts.learned) + settings.max_new_tokens
@@ -135,11 +139,11 @@ def online_job(
         limit=limit,
         examples=[Rollout(prompt.ids, []) for prompt in prompts.learned],
         held_out=prompts.held_out,
-        validate=measurement(settings, context, engine, prompts, rewards, true),
+        validate=measurement(settings, context, engine, prompts, proxy, true),
         outcome=lambda reference: outcome(
             prompts.held_out,
             held_out_completions(settings, context, engine, prompts.held_out),
-            rewards,
+            proxy,
             true,
             reference or engine,
         ),
@@ -222,7 +226,13 @@ def prompt_sets(settings: OnlineStage, context: StageContext, engine: Engine) ->
         sets = _text_prompts(settings, context, engine)
     else:
         sets = _chat_prompts(context, settings, engine)
-    limit = longest(engine.model, settings, engine.model.config.max_position_embeddings) - settings.max_new_tokens
+    room = longest(engine.model, settings, engine.model.config.max_position_embeddings)
+    limit = room - settings.max_new_tokens
+    if limit < 1:
+        raise InputError(
+            f"{context.name}: max_new_tokens: {settings.max_new_tokens}; the context of {room:,} tokens leaves no room "
+            f"for a prompt: must be at most {room - 1:,}"
+        )
     for name in ("learned", "held_out"):
         prompts: list[Prompt] = getattr(sets, name)
         short = [prompt for prompt in prompts if len(prompt.ids) <= limit]
@@ -334,8 +344,8 @@ def measurement(
     context: StageContext,
     engine: Engine,
     prompts: PromptSets,
-    rewards: WeightedRewards,
-    true: WeightedRewards | None,
+    rewards: Scores,
+    true: Scores | None,
 ) -> Callable[[Any], dict[str, float]] | None:
     """Measures the policy on held-out prompts: `true/NAME` for each metric of the task and each true reward.
 
@@ -356,9 +366,10 @@ def measurement(
                 ).scores
             metrics |= {f"true/{name}": value for name, value in scores.items() if name != "count"}
         if true is not None:
-            for name, values in true.score(examples, texts).parts.items():
-                metrics[f"true/{name}"] = float(values.mean())
-        return metrics | {"validation_reward": float(rewards.score(examples, texts).total.mean())}
+            scored = true.score(examples, texts)
+            metrics |= {f"true/{name}": scored.mean(values) for name, values in scored.parts.items()}
+        scored = rewards.score(examples, texts)
+        return metrics | {"validation_reward": scored.mean(scored.total)}
 
     return measure
 
