@@ -812,9 +812,11 @@ def _summarize(logits, begin, end, summary):
     place = begin
     while place < end and load_float32(logits, place) != largest:
         place += 1
-    total = exponentials(logits + 4 * begin, whole, largest)
-    for i in range(begin + 16 * whole, end):
-        total += _exp(load_float32(logits, i) - largest)
+    total = float32(0.0)
+    if largest != float32(-math.inf):  # Else -inf - -inf would be NaN.
+        total = exponentials(logits + 4 * begin, whole, largest)
+        for i in range(begin + 16 * whole, end):
+            total += _exp(load_float32(logits, i) - largest)
     store_float32(summary, 0, largest)
     store_float32(summary, 1, float32(place))
     store_float32(summary, 2, total)

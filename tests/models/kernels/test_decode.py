@@ -14,7 +14,9 @@ from quatrain.compression import methods
 from quatrain.compression.layer import QuantizedLinear
 from quatrain.generation import fused
 from quatrain.models.families import get_family
+from quatrain.models.kernels import decode
 from quatrain.models.kernels.decode import MAX_ROWS, CacheDecoder, explain, native_decoder
+from quatrain.models.kernels.threads import StepThreads
 from quatrain.models.transformer.kv_cache import KVCache
 from quatrain.models.transformer.stack import Model
 
@@ -285,9 +287,11 @@ def test_broken_weights_reach_the_logits() -> None:
             assert not bool(torch.isfinite(logits.logsumexp(-1)).all())
 
 
+@pytest.mark.parametrize("threads", [1, 3])
 @torch.inference_mode()
-def test_the_likeliest_token_of_odd_logits() -> None:
+def test_the_likeliest_token_of_odd_logits(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first of equal ones, and no numbers where a logit is NaN, infinite, or none has a probability."""
+    monkeypatch.setattr(decode, "step_threads", lambda: StepThreads(threads))
     model = random_model(gpt2(vocab_size=203, tie_word_embeddings=False, head_bias="learned"))
     decoder = native_decoder(model)
     assert decoder is not None and model.lm_head is not None
@@ -310,7 +314,10 @@ def test_the_likeliest_token_of_odd_logits() -> None:
         bias[first] = 3.0
         total = float(bias.logsumexp(0))
         assert likeliest(bias) == pytest.approx([first, 3 - total, total, 3], rel=1e-5)
-    bias[:100] = -math.inf
+    for end in (13, 59, 100):  # Three threads: pieces of the head without any probability.
+        bias[:end] = -math.inf
+        found = likeliest(bias)
+        assert found[0] == (17 if end < 17 else 120) and found[2] == pytest.approx(float(bias.logsumexp(0)), rel=1e-5)
     assert likeliest(bias)[0] == 120 and likeliest(bias)[2] == pytest.approx(float(bias.logsumexp(0)), rel=1e-5)
     for place in (0, 99, 100, 150, 202):
         for value in (math.nan, math.inf):
