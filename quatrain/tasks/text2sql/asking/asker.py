@@ -137,7 +137,7 @@ class Asker:
     def rows(self, table: Table, conditions: int | None = None, *, related: bool = True, depth: int = 3) -> Rows | None:
         """Rows of a table with some conditions, as a noun phrase."""
         if conditions is None:
-            conditions = self.rng.choices((0, 1, 2, 3), (0.2, 0.5, 0.26, 0.04))[0]
+            conditions = self.rng.choices((0, 1, 2, 3), (0.19, 0.46, 0.3, 0.05))[0]
         clauses: list[Clause] = []
         used: frozenset[str] = frozenset()
         for _ in range(conditions):
@@ -157,7 +157,16 @@ class Asker:
                 return None
             clauses.append(one)
             used |= one.columns
+        if len(clauses) == 2 and self.words.chance(0.12):
+            clauses = [self._either(*clauses)]
         return self.phrase(table, clauses)
+
+    def _either(self, first: Clause, second: Clause) -> Clause:
+        """One of two conditions, or both: "lamps that are rated above 4 or cost less than 20"."""
+        glue = self.words.pick((" or ", " or ", " or that are ", " or else "))
+        after = tuple(f"{self.words.pick(first.after)}{glue}{self.words.pick(second.after)}" for _ in range(4))
+        sql = (f"({first.sql[0]} OR {second.sql[0]})", f"({first.sql[1]} OR {second.sql[1]})")
+        return Clause(sql, after, (), (), (*first.paths, *second.paths), first.columns | second.columns)
 
     def phrase(self, table: Table, clauses: list[Clause], noun: str | None = None) -> Rows:
         """The noun with its conditions."""
@@ -196,6 +205,8 @@ class Asker:
         if tables is None:
             return None
         where = " AND ".join(clause.sql[joined] for clause in rows.clauses)
+        if len(rows.clauses) == 1 and where.startswith("(") and where.endswith(")") and " OR " in where:
+            where = where[1:-1]
         parts = [f"SELECT {output(joined)} {tables}", f"WHERE {where}" if where else "", tail(joined) if tail else ""]
         return " ".join(part for part in parts if part)
 
@@ -511,10 +522,13 @@ class Asker:
         chance = self.rng.random()
         found = self.words.measures(table)
         money = [m for m in found if m.revenue or m.units]
+        stored = [m for m in found if m.stored]
+        if stored and chance < 0.12:
+            return "stored", stored[0], "SUM({})"
         if money and chance < 0.6:
             measure = self.words.pick(money)
             return ("revenue" if measure.revenue else "units"), measure, "SUM({})"
-        plain = [m for m in found if not m.revenue and not m.units]
+        plain = [m for m in found if not m.revenue and not m.units and not m.stored]
         if not plain or chance > 0.9:
             return None
         measure = self.words.pick(plain)
@@ -536,6 +550,8 @@ class Asker:
         if function == "minimum":
             words = self.words.pick(("lowest", "minimum", "smallest", "min", "least"))
             return [f"{words} {name} of {np}", f"{words} {name} among {np}", f"{words} {name} {rest or np}", f"{words} {name} for {np}"]
+        if function == "stored":
+            return [f"stock value of {np}", f"value of {np} in stock", f"inventory value of {np}", f"total value of the stock of {np}", f"value of the stock {rest}", f"stock value {rest}", f"value of the inventory {rest}", f"worth of {np} in stock"]
         if function == "units":
             return [f"number of units sold {rest}", f"units sold {rest}", f"total quantity sold {rest}", f"quantity sold {rest}", f"total quantity {rest}", f"number of items sold {rest}", f"pieces sold {rest}",
                     f"total number of products sold {rest}", f"total quantity of {np}"]
@@ -559,6 +575,9 @@ class Asker:
         if function == "revenue":
             frames += [f"how much revenue did we make {rest}", f"how much money did we make {rest}", f"how much did we sell {rest}", f"how much did we earn {rest}", f"how much was spent {rest}",
                        f"how much money was made {rest}", f"how much have we sold {rest}", f"how much money did we take {rest}", f"how much money came in {rest}", f"what did we earn {rest}"] * 2
+        if function == "stored":
+            np = rows.phrase
+            frames += [f"how much is our stock worth {rest}", f"how much are {np} in stock worth", f"what is the stock worth {rest}", f"how much money is tied up in stock {rest}", f"what are all {np} in stock worth", f"how much are all {np} in stock worth together"] * 2
         if function == "units":
             frames += [f"how many units were sold {rest}", f"how many units did we sell {rest}", f"how many items were sold {rest}", f"how many pieces did we sell {rest}", f"how many products were sold {rest}",
                        f"how many were sold {rest}", f"how many units have been sold {rest}", f"how many items did we sell {rest}"] * 2
@@ -664,6 +683,8 @@ class Asker:
                     frames += [f"{number} most common {gs} of {np}", f"{number} most popular {gs} {rest}"]
                 if near and passive:
                     frames += [f"most popular {n}{w} {rest}", f"most often sold {w} {rest}", f"which {n}{w} {'are' if number else 'is'} sold most often {rest}", f"which {n}{w} {'are' if number else 'is'} ordered most often {rest}"]
+        elif function == "stored":
+            frames = [f"which {n}{w} {have} the {high} stock value {rest}", f"{n}{w} with the {high} value in stock {rest}", f"which {n}{w} {have} the most money in stock {rest}" if down else f"{n}{w} with the {high} stock value {rest}", f"{n}{w} by stock value {rest}" if number and down else f"{n}{w} with the {high} inventory value {rest}"]
         elif function == "revenue":
             frames = [f"which {n}{w} {'bring' if number else 'brings'} in the {most} {'revenue' if down else 'money'} {rest}", f"{n}{w} with the {high} revenue {rest}", f"which {n}{w} {have} the {high} revenue {rest}", f"which {n}{w} made the {most} money {rest}",
                       f"{n}{w} with the {high} sales {rest}", f"which {n}{w} generated the {most} revenue {rest}", f"{n}{w} with the {most} revenue {rest}", f"which {n}{w} sold {'best' if down else 'worst'} {rest}", f"which {n}{w} {have} the {high} turnover {rest}"]

@@ -222,7 +222,7 @@ speed, horsepower, power: fastest, most powerful, strongest | slowest, weakest |
 salary, wage, income: best paid, highest paid, highest earning | worst paid, lowest paid | earning more than, paid more than | earning less than, paid less than
 density: densest, most dense, most densely populated, most crowded | sparsest, least dense, most sparsely populated, least densely populated
 capacity, seats: biggest, largest | smallest | bigger than, larger than | smaller than
-stock, inventory: best stocked | least stocked
+stock, inventory: best stocked, most stocked, most in stock, most available | least stocked, least in stock, lowest in stock, almost sold out, scarcest
 birth date, birthdate, birth day, birthday, date of birth, birth year: youngest | oldest | younger than, born after | older than, born before
 year: newest, latest, most recent | oldest, earliest | newer than | older than
 net worth, worth, money, wealth: richest, wealthiest | poorest

@@ -49,6 +49,8 @@ class Measure:
     paths: tuple[Path, ...] = ()
     revenue: bool = False
     units: bool = False
+    stored: bool = False
+    """The value of what is in stock."""
 
 
 def head(label: str) -> str:
@@ -695,6 +697,10 @@ class Words:
                 Measure((f"{q.sql} * {p.sql}", f"{q.full} * {p.full}"), ("revenue",), (q, p), revenue=True)
             )
             found.append(Measure((q.sql, q.full), ("units",), (q,), units=True))
+        stocks = [c for c in table.columns if c.is_number and head(c.label) in ("stock", "inventory")]
+        if len(stocks) == 1 and len(prices) == 1:
+            q, p = stocks[0], prices[0]
+            found.append(Measure((f"{q.sql} * {p.sql}", f"{q.full} * {p.full}"), ("stock value",), (q, p), stored=True))
         elif len(prices) == 1 and head(prices[0].label) in ("total", "amount"):
             found.append(Measure((prices[0].sql, prices[0].full), ("revenue",), (prices[0],), revenue=True))
         return found
