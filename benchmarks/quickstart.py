@@ -59,7 +59,7 @@ def measure(seed: int, folder: Path, overrides: list[str]) -> dict[str, Any]:
     paths = sorted((folder / name / "stages").glob("*/result.json"))
     results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     scores = {
-        result["kind"]: {name: values["execution_accuracy"] for name, values in result["scores"].items()}
+        result["kind"]: {name: next(iter(values.values())) for name, values in result["scores"].items()}
         for result in results
         if result.get("scores")
     }

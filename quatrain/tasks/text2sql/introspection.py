@@ -255,6 +255,8 @@ def _column(
     if reference and role in ("number", "key"):
         role = "reference"
     measure = role == "money" or (role == "number" and not _NOT_MEASURED & set(words))
+    if measure and all(isinstance(bound, int) for bound in (low, high)):
+        measure = max(abs(low), abs(high)) * count < 2**62  # a sum of more overflows in SQLite
     return Column(
         table, name, role, text, declared or "", distinct, count - filled, unique, stamp, measure, usable, low, high
     )
