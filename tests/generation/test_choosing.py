@@ -152,7 +152,7 @@ def given_the_likeliest(rules=None, **values):
         {"logits_processors": [lambda ids, logits: logits]}, {"logprobs": 0}, {"logprobs": 3},
         {"logprobs_mode": "processed"}, {"logprobs_mode": "temperature"},
     ],
-    ids=str,
+    ids=lambda values: " ".join(values),
 )  # fmt: skip
 def test_a_step_chooses_for_no_row_that_asks_for_more(values):
     """The token that a native step names is taken only where greedy decoding is all that is asked for."""
