@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +80,28 @@ def test_every_statement_runs_and_every_question_is_whole(database: Path) -> Non
             assert result.error is None, each
             empty += not result.rows
     assert empty < 0.25 * len(questions)
+
+
+QUESTIONS = """
+import random, sys
+from quatrain.tasks.text2sql.asking.asker import Asker
+from quatrain.tasks.text2sql.introspection import introspect
+from quatrain.tasks.text2sql.material import Material
+from quatrain.tasks.text2sql.values import HeldOut
+
+schema = introspect(sys.argv[1])
+asker = Asker(schema, Material(schema, HeldOut(0, 0.05)), random.Random(0))
+print([asker.ask() for _ in range(1500)])
+"""
+
+
+def test_a_seed_gives_the_same_questions_in_every_process(shop: Path) -> None:
+    command = [sys.executable, "-c", QUESTIONS, str(shop)]
+    one, other = (
+        subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True, text=True)
+        for seed in ("1", "2")
+    )
+    assert one.stdout == other.stdout and "JOIN" in one.stdout
 
 
 def test_a_seed_gives_the_same_questions(database: Path) -> None:

@@ -199,7 +199,7 @@ class Asker:
 
     def select(self, rows: Rows, output: Callable[[bool], str], paths: tuple[Path, ...] = (), tail: Callable[[bool], str] | None = None) -> str | None:
         """`SELECT output FROM ... WHERE ... tail`."""
-        every = {path for path in (*rows.paths, *paths) if path}
+        every = list(dict.fromkeys(path for path in (*rows.paths, *paths) if path))  # in an order that a seed fixes
         joined = bool(every)
         tables = source(self.schema, rows.table, every)
         if tables is None:
