@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from quatrain.adapters.settings import PROMPT_METHODS
 from quatrain.alignment import held_out
@@ -49,6 +49,8 @@ from quatrain.tokenizers.chat import render
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import checkpoints
 from quatrain.training.precision import Precision, working_dtype
+
+Statistics = TypeVar("Statistics", PairStatistics, RewardStatistics)
 
 PORTION = 256
 """Examples that are sampled and judged together."""
@@ -223,11 +225,9 @@ def _judged_by_task(
         start = rendered.assistant_mask.index(True)
         prompts.append(rendered.ids[:start])
         gold.append([token for token, learned in zip(rendered.ids, rendered.assistant_mask, strict=True) if learned])
-    total = PairStatistics()
 
-    def sample(start: int, end: int) -> list[PreferenceExample]:
-        nonlocal total
-        sampled, statistics = sample_pairs(
+    def sample(start: int, end: int) -> tuple[list[PreferenceExample], PairStatistics]:
+        return sample_pairs(
             engine,
             prompts[start:end],
             lambda number, completion: task.score(examples[start + number], completion).correct,
@@ -238,10 +238,8 @@ def _judged_by_task(
             pairs_per_prompt=settings.pairs_per_prompt,
             max_new_tokens=context.recipe.evaluate.max_new_tokens,
         )
-        total += statistics
-        return sampled
 
-    pairs = _sampled(context, len(examples), sample)
+    pairs, total = _sampled(context, len(examples), sample, PairStatistics())
     note = (
         f"{len(pairs):,} pairs from {total.samples:,} samples of {total.prompts:,} practice questions, "
         f"{total.accuracy:.1%} of them right; the reference answer was chosen in {total.from_gold:,}"
@@ -257,11 +255,9 @@ def _ranked_by_rewards(
     engine, rewards = Engine(model, tokenizer), build(settings.rewards, reward_context(context, asked))
     chats = [asked.prompt(each) if asked is not None else each["prompt"] for each in examples]
     prompts = [render(tokenizer, chat, add_generation_prompt=True).ids for chat in chats]
-    total = RewardStatistics()
 
-    def sample(start: int, end: int) -> list[PreferenceExample]:
-        nonlocal total
-        sampled, statistics = sample_by_reward(
+    def sample(start: int, end: int) -> tuple[list[PreferenceExample], RewardStatistics]:
+        return sample_by_reward(
             engine,
             prompts[start:end],
             examples[start:end],
@@ -272,10 +268,8 @@ def _ranked_by_rewards(
             pairs_per_prompt=settings.pairs_per_prompt,
             max_new_tokens=context.recipe.evaluate.max_new_tokens,
         )
-        total += statistics
-        return sampled
 
-    pairs = _sampled(context, len(examples), sample)
+    pairs, total = _sampled(context, len(examples), sample, RewardStatistics())
     note = (
         f"{len(pairs):,} pairs from {total.samples:,} samples of {total.prompts:,} prompts, mean reward "
         f"{total.mean_reward:.3f}; {total.flat:,} prompts whose samples all had the same reward, "
@@ -285,15 +279,20 @@ def _ranked_by_rewards(
 
 
 def _sampled(
-    context: StageContext, count: int, sample: Callable[[int, int], list[PreferenceExample]]
-) -> list[PreferenceExample]:
-    """The pairs of all portions of `count` prompts, with progress."""
+    context: StageContext,
+    count: int,
+    sample: Callable[[int, int], tuple[list[PreferenceExample], Statistics]],
+    total: Statistics,
+) -> tuple[list[PreferenceExample], Statistics]:
+    """The pairs of all portions of `count` prompts with progress, and their statistics added to `total`."""
     pairs: list[PreferenceExample] = []
     with context.reporter.task("sampling", total=count, unit="question") as bar:
         for start in range(0, count, PORTION):
-            pairs += sample(start, start + PORTION)
+            sampled, statistics = sample(start, start + PORTION)
+            pairs += sampled
+            total += statistics
             bar.update(min(start + PORTION, count), pairs=len(pairs))
-    return pairs
+    return pairs, total
 
 
 def _prompts(

@@ -201,22 +201,46 @@ class Text2SQL:
         rng = random.Random(f"{name} {self.seed}")
         draw = Draw(rng, self._material, self._phrases)
         names = list(self._open)
+
+        def drawn() -> Example | None:
+            chosen = rng.choices(names, self._weights)[0]
+            draw.made_up = 0.8 if made_up and rng.random() < made_up / 0.8 else 0.0
+            return write(SHAPES[chosen], draw.choose(self._open[chosen]), draw, name)
+
+        return self._collected(count, questions, drawn, rng if name == "train" else None)
+
+    def asked(self, name: str, count: int, questions: set[str]) -> list[Example]:
+        """`count` questions as people ask them, none of them in `questions`, which they join."""
+        asker = Asker(self.schema, self._material, random.Random(f"{name} {self.seed}"))
+
+        def drawn() -> Example | None:
+            one = asker.ask()
+            if one is None:
+                return None
+            return Example(one.question, one.sql, one.kind, name, f"asked/{one.kind}", (), ())
+
+        return self._collected(count if asker.tables else 0, questions, drawn, asker.rng)
+
+    def _collected(
+        self, count: int, questions: set[str], drawn: Callable[[], Example | None], taught: random.Random | None
+    ) -> list[Example]:
+        """At most `count` drawn examples with new questions, which join `questions`, and without held-out values.
+
+        `taught` disguises the values of examples that are trained on; None links them only.
+        """
         result: list[Example] = []
         misses = 0
         while len(result) < count and misses < 2000 + count // 4:
-            chosen = rng.choices(names, self._weights)[0]
-            draw.made_up = 0.8 if made_up and rng.random() < made_up / 0.8 else 0.0
-            example = write(SHAPES[chosen], draw.choose(self._open[chosen]), draw, name)
+            misses += 1
+            example = drawn()
             if example is None or example.question in questions or self.held_out_values.found(example.question):
-                misses += 1
                 continue
-            taught = self._taught(example, rng) if name == "train" else self._linked(example)
-            if self._is_held_out(taught):
-                misses += 1
+            shown = self._linked(example) if taught is None else self._taught(example, taught)
+            if self._is_held_out(shown):
                 continue
             misses = 0
             questions.add(example.question)
-            result.append(taught)
+            result.append(shown)
         return result
 
     def _is_held_out(self, example: Example) -> bool:
@@ -247,26 +271,6 @@ class Text2SQL:
 
     def _linked(self, example: Example) -> Example:
         return replace(example, prompt=self.linker.link(example.question).prompt)
-
-    def asked(self, name: str, count: int, questions: set[str]) -> list[Example]:
-        """`count` questions as people ask them, none of them in `questions`, which they join."""
-        asker = Asker(self.schema, self._material, random.Random(f"{name} {self.seed}"))
-        result: list[Example] = []
-        misses = 0
-        while len(result) < count and misses < 2000 + count // 4 and asker.tables:
-            asked = asker.ask()
-            if asked is None or asked.question in questions or self.held_out_values.found(asked.question):
-                misses += 1
-                continue
-            example = Example(asked.question, asked.sql, asked.kind, name, f"asked/{asked.kind}", (), ())
-            taught = self._taught(example, asker.rng)
-            if self._is_held_out(taught):
-                misses += 1
-                continue
-            misses = 0
-            questions.add(asked.question)
-            result.append(taught)
-        return result
 
     def _fill_held_out(self, count: int, closed: dict[str, list[Combination]], questions: set[str]) -> None:
         seen_values = {value for example in self.train for value in example.values}

@@ -203,7 +203,6 @@ class Linker:
             known.update(words_of(word))
         self._starts = {key[0] for key in self._values}
         self._english = known
-        self._english_stems = {stem(word) for word in known}
         self._known = known | value_words
         self._stems = {stem(word) for word in self._known}
         self._deletes: dict[str, list[str]] = {}
@@ -286,8 +285,7 @@ class Linker:
             found.items(),
             key=lambda item: (item[0] != written, plain(item[0]) != plain(written), len(item[0]), item[0]),
         )
-        same = [item for item in order if plain(item[0]) == plain(order[0][0])]
-        return same
+        return [item for item in order if plain(item[0]) == plain(order[0][0])]
 
     def _tokens(self, question: str) -> tuple[list[str], list[str], list[tuple[str, str]]]:
         tokens: list[str] = []
@@ -301,7 +299,7 @@ class Linker:
             if _NUMBER.match(token):
                 tokens.append(_number(token))
                 continue
-            if low in SHORT_FORMS and plain(low) not in self._value_only(low):
+            if low in SHORT_FORMS and (stem(low),) not in self._values:
                 tokens += SHORT_FORMS[low].split()
                 continue
             if low in _NUMBERS and low != "one":
@@ -310,22 +308,18 @@ class Linker:
             if low in _FACTORS and tokens and _NUMBER.match(tokens[-1]):
                 tokens[-1] = _shown(float(tokens[-1]) * _FACTORS[low])
                 continue
-            if low == "hundred" or low == "thousand" or low == "million":
+            if low in ("hundred", "thousand", "million"):
                 tokens.append(str(_FACTORS[low]))
                 continue
             better = self._repair(token)
-            if better is None and not any(map(str.isdigit, token)):
-                unknown.append(token)
-            elif better is None:
-                pass
+            if better is None:
+                if not any(map(str.isdigit, token)):
+                    unknown.append(token)
             elif better != plain(token):
                 repaired.append((token, better))
                 token = better
             tokens.append(token)
         return tokens, unknown, repaired
-
-    def _value_only(self, word: str) -> set[str]:
-        return {word} if (stem(word),) in self._values else set()
 
     def _repair(self, token: str) -> str | None:
         """The word itself where it is known, the only near known word, or None."""

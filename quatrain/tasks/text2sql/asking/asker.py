@@ -5,7 +5,7 @@ from __future__ import annotations
 # fmt: off
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from quatrain.tasks.text2sql.asking import lexicon
@@ -14,16 +14,17 @@ from quatrain.tasks.text2sql.asking.meaning import (
     Measure,
     Path,
     Words,
+    done_on,
     head,
     literal_text,
     looked_up,
     source,
     superlative,
 )
-from quatrain.tasks.text2sql.conditions import MONTHS
 from quatrain.tasks.text2sql.material import Material
 from quatrain.tasks.text2sql.naming import PLACES, plural, plural_label, quote, singular, with_article
 from quatrain.tasks.text2sql.schema import Column, Schema, Table
+from quatrain.tasks.text2sql.values import literal
 
 REFUSAL = "SELECT 'no answer'"
 """What the model writes for a question that the database cannot answer."""
@@ -52,7 +53,13 @@ class Rows:
 
     @property
     def paths(self) -> tuple[Path, ...]:
+        """The joins that the conditions need."""
         return tuple(path for clause in self.clauses for path in clause.paths)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns that the conditions compare, as `table.column`."""
+        return frozenset(name for clause in self.clauses for name in clause.columns)
 
 
 class Asker:
@@ -195,6 +202,10 @@ class Asker:
         phrase = " ".join([*before, noun]) + (" " + glue.join(after) if after else "")
         return Rows(table, tuple(clauses), phrase, " ".join(plain))
 
+    def _rest(self, rows: Rows) -> str:
+        """The conditions behind a noun that is said apart from them."""
+        return " ".join(self.words.pick(clause.after) for clause in rows.clauses)
+
     # ---- SQL
 
     def select(self, rows: Rows, output: Callable[[bool], str], paths: tuple[Path, ...] = (), tail: Callable[[bool], str] | None = None) -> str | None:
@@ -213,7 +224,7 @@ class Asker:
     def identity(self, table: Table) -> Callable[[bool], str]:
         """The columns that name a row; DISTINCT where names repeat."""
         def output(joined: bool) -> str:
-            text = ", ".join(c.full if joined else c.sql for c in table.identity)
+            text = _names(table.identity, joined)
             repeated = len(table.identity) == 1 and not table.identity[0].unique and table.key is None
             return f"DISTINCT {text}" if repeated else text
         return output
@@ -292,7 +303,7 @@ class Asker:
                 question = start.replace("{n}", noun) + verb + self.words.pick(("", "", " at all", " so far"))
                 return Asked(question, sql, "list")
         if self.words.chance(0.12) and rows.clauses:
-            noun, rest = self.words.many(table), " ".join(self.words.pick(one.after) for one in rows.clauses)
+            noun, rest = self.words.many(table), self._rest(rows)
             question = self.words.pick((
                 f"which {noun} are {rest}", f"which {noun} were {rest}", f"what {noun} are {rest}", f"which of our {noun} are {rest}",
                 f"which {noun} do we have {rest}", f"which {noun} come {rest}", f"who is {rest}", f"{rest} which {noun} are there",
@@ -315,7 +326,7 @@ class Asker:
         if rows is None:
             return None
         chosen = self.rng.sample(plain, 1 if len(plain) < 2 or self.words.chance(0.8) else 2)
-        if {c.full for c in chosen} & {name for one in rows.clauses for name in one.columns}:
+        if {c.full for c in chosen} & rows.columns:
             return None
         named = self.words.chance(0.65)
         many = [self.words.column(c, many=True) for c in chosen]
@@ -363,7 +374,7 @@ class Asker:
             return None
         column = self.words.pick(columns)
         rows = self.rows(table, self.rng.choices((0, 1, 2), (0.5, 0.42, 0.08))[0])
-        if rows is None or column.full in {name for one in rows.clauses for name in one.columns}:
+        if rows is None or column.full in rows.columns:
             return None
         return rows, column, self.words.chance(0.65)
 
@@ -417,7 +428,7 @@ class Asker:
                       f"what's the {phrase}", f"who is the {phrase}", f"what is our {phrase}", f"name of the {phrase}", f"what is the name of the {phrase}", f"our {phrase}"] * 2
             general = lexicon.DATES if column.role == "date" else lexicon.GENERAL
             adjective = self.words.pick(general.most if down else general.least)
-            rest = " ".join(self.words.pick(clause.after) for clause in rows.clauses)
+            rest = self._rest(rows)
             frames += [f"which {one} {rest} has the {adjective} {name}", f"what {one} {rest} has the {adjective} {name}", f"which {one} has the {adjective} {name} {rest}",
                        f"who has the {adjective} {name} {rest}", f"{one} with {adjective} {name} {rest}", f"which {one} {rest} has the {'most' if down else 'least'} {name}"]
             known = self.words.scale(column)
@@ -515,7 +526,7 @@ class Asker:
             target = self.schema.table(path[-1].parent)
             if columns == target.identity and target.key is not None and not columns[-1].unique:
                 return target.key.full
-        return ", ".join(c.full if joined else c.sql for c in columns)
+        return _names(columns, joined)
 
     def _measure(self, table: Table) -> tuple[str, Measure, str] | None:
         """A function, its measure, its SQL with `{}` for the measure, and its words for "{m} of {np}"."""
@@ -537,7 +548,7 @@ class Asker:
             function = "average"
         return function, measure, {"average": "AVG({})", "sum": "SUM({})", "maximum": "MAX({})", "minimum": "MIN({})"}[function]
 
-    def _measure_words(self, function: str, measure: Measure, np: str, table: Table, rest: str) -> list[str]:
+    def _measure_words(self, function: str, measure: Measure, np: str, rest: str) -> list[str]:
         """The ways to say an aggregate over some rows, without a question word."""
         name = self.words.column(measure.columns[0]) if not measure.revenue else "revenue"
         if function == "average":
@@ -564,13 +575,13 @@ class Asker:
             return None
         function, measure, pattern = found
         rows = self.rows(table, self.rng.choices((0, 1, 2), (0.3, 0.58, 0.12))[0])
-        if rows is None or {c.full for c in measure.columns} & {name for one in rows.clauses for name in one.columns}:
+        if rows is None or {c.full for c in measure.columns} & rows.columns:
             return None
         sql = self.select(rows, lambda joined: pattern.replace("{}", measure.sql[joined]))
         if sql is None:
             return None
-        rest = " ".join(self.words.pick(one.after) for one in rows.clauses)
-        text = self.words.pick(self._measure_words(function, measure, rows.phrase, table, rest))
+        rest = self._rest(rows)
+        text = self.words.pick(self._measure_words(function, measure, rows.phrase, rest))
         frames = [f"what is the {text}", f"what's the {text}", text, f"what was the {text}", f"the {text}", f"calculate the {text}", f"show the {text}", f"tell me the {text}", f"give me the {text}", f"what is our {text}"]
         if function == "revenue":
             frames += [f"how much revenue did we make {rest}", f"how much money did we make {rest}", f"how much did we sell {rest}", f"how much did we earn {rest}", f"how much was spent {rest}",
@@ -599,40 +610,42 @@ class Asker:
         path, columns, label = group
         found = None if self.words.chance(0.5) else self._measure(table)
         rows = self.rows(table, self.rng.choices((0, 1), (0.7, 0.3))[0], related=False, depth=1)
-        if rows is None or {c.full for c in columns} & {name for one in rows.clauses for name in one.columns}:
+        if rows is None or {c.full for c in columns} & rows.columns:
             return None
         function, measure, pattern = found or ("count", None, "COUNT(*)")
-        if measure is not None and {c.full for c in measure.columns} & {name for one in rows.clauses for name in one.columns}:
+        if measure is not None and {c.full for c in measure.columns} & rows.columns:
             return None
 
         def output(joined: bool) -> str:
-            names = ", ".join(c.full if joined else c.sql for c in columns)
+            names = _names(columns, joined)
             return f"{names}, {pattern.replace('{}', measure.sql[joined]) if measure else pattern}"
 
         sql = self.select(rows, output, (path,), lambda joined: f"GROUP BY {self._by(path, columns, joined)}")
         if sql is None:
             return None
-        g, gs, np = self._group_word(columns, label), "", rows.phrase
-        gs = plural_label(g) if len(columns) == 1 and columns[0].label == label else plural(g)
-        rest = " ".join(self.words.pick(one.after) for one in rows.clauses)
+        (g, gs), np = self._group_words(columns, label), rows.phrase
+        rest = self._rest(rows)
         if measure is None:
             m = self.words.pick((f"number of {np}", f"how many {np}", f"count of {np}", f"{np}", f"how many {np} are there", f"how many {np} do we have", f"count {np}", f"number of {np}"))
             frames = [f"how many {np} does each {g} have", f"how many {np} are in each {g}", f"how many {np} are there in each {g}", f"each {g} and its number of {np}", f"{gs} and their number of {np}",
                       f"for each {g}, how many {np} are there", f"list {gs} with their number of {np}", f"{gs} with number of {np}", f"which {gs} have how many {np}", f"{np} count by {g}", f"number of {np} in every {g}",
                       f"show the number of {np} for each {g}", f"for every {g} the number of {np}", f"breakdown of {np} by {g}", f"distribution of {np} by {g}"]
         else:
-            m = self.words.pick(self._measure_words(function, measure, np, table, rest))
+            m = self.words.pick(self._measure_words(function, measure, np, rest))
             if self.words.chance(0.5):
                 m = f"{self.words.pick(('what is the', 'show the', 'the', 'show me the', 'give me the', 'list the', 'what was the'))} {m}"
             frames = [f"for each {g} the {m}", f"{gs} with their {m}", f"{m} of each {g}", f"{m} in each {g}"]
         frames += [f"{m} {word} {g}" for word in ("per", "by", "for each", "for every", "in each", "per", "by", "grouped by", "broken down by", "split by", "of each")]
         return Asked(self.words.pick(frames), sql, "group")
 
-    def _group_word(self, columns: tuple[Column, ...], label: str) -> str:
-        if len(columns) == 1 and columns[0].label == label:
-            holder = self._holder(columns[0])
-            return self.words.one(holder) if holder != label and self.words.chance(0.7) else self.words.column(columns[0])
-        return self.words.one(label)
+    def _group_words(self, columns: tuple[Column, ...], label: str) -> tuple[str, str]:
+        """One group and several groups, by the column's words or those of the table that it refers to."""
+        if len(columns) > 1 or columns[0].label != label:
+            one = self.words.one(label)
+            return one, plural(one)
+        holder = self._holder(columns[0])
+        one = self.words.one(holder) if holder != label and self.words.chance(0.7) else self.words.column(columns[0])
+        return one, plural_label(one)
 
     def best_group(self) -> Asked | None:
         """The group, or the few, with the most rows or the most of a measure."""
@@ -644,13 +657,13 @@ class Asker:
         found = None if self.words.chance(0.5) else self._measure(table)
         function, measure, pattern = found or ("count", None, "COUNT(*)")
         rows = self.rows(table, self.rng.choices((0, 1), (0.72, 0.28))[0], related=False, depth=2)
-        if rows is None or {c.full for c in columns} & {name for one in rows.clauses for name in one.columns}:
+        if rows is None or {c.full for c in columns} & rows.columns:
             return None
         down = self.words.chance(0.75)
         number = None if self.words.chance(0.6) else self.words.pick(SMALL)
 
         def output(joined: bool) -> str:
-            return ", ".join(c.full if joined else c.sql for c in columns)
+            return _names(columns, joined)
 
         def tail(joined: bool) -> str:
             value = pattern.replace("{}", measure.sql[joined]) if measure else pattern
@@ -659,9 +672,8 @@ class Asker:
         sql = self.select(rows, output, (path,), tail)
         if sql is None:
             return None
-        g, np = self._group_word(columns, label), rows.phrase
-        gs = plural_label(g) if len(columns) == 1 and columns[0].label == label else plural(g)
-        rest = " ".join(self.words.pick(one.after) for one in rows.clauses)
+        (g, gs), np = self._group_words(columns, label), rows.phrase
+        rest = self._rest(rows)
         most, high = ("most", self.words.pick(("highest", "largest", "biggest", "greatest"))) if down else (self.words.pick(("fewest", "least")), self.words.pick(("lowest", "smallest")))
         n = f"{number} " if number else ""
         w, have = (gs, "have") if number else (g, "has")
@@ -739,19 +751,18 @@ class Asker:
             return None
         path, columns, label = group
         rows = self.rows(table, self.rng.choices((0, 1), (0.8, 0.2))[0], related=False, depth=1)
-        if rows is None or {c.full for c in columns} & {name for one in rows.clauses for name in one.columns}:
+        if rows is None or {c.full for c in columns} & rows.columns:
             return None
         size = self.material.group_size(self.rng, table.name, (path, columns[0]))
         operator = self.words.pick((">", ">", ">=", "<"))
         number = max(1, size - 1) if operator == ">" else size + 1 if operator == "<" else max(2, size)
         if number > 20 and self.words.chance(0.8):
             number = round(number, -1)
-        sql = self.select(rows, lambda joined: ", ".join(c.full if joined else c.sql for c in columns), (path,),
+        sql = self.select(rows, lambda joined: _names(columns, joined), (path,),
                           lambda joined: f"GROUP BY {self._by(path, columns, joined)} HAVING COUNT(*) {operator} {number}")
         if sql is None:
             return None
-        g, np = self._group_word(columns, label), rows.phrase
-        gs = plural_label(g) if len(columns) == 1 and columns[0].label == label else plural(g)
+        (_, gs), np = self._group_words(columns, label), rows.phrase
         amount = {">": (f"more than {number}", f"over {number}"), ">=": (f"at least {number}", f"{number} or more"), "<": (f"fewer than {number}", f"less than {number}")}[operator]
         text = self.words.pick(amount)
         frames = [f"{gs} with {text} {np}", f"which {gs} have {text} {np}", f"list {gs} that have {text} {np}", f"{gs} having {text} {np}", f"what {gs} have {text} {np}", f"show {gs} with {text} {np}", f"all {gs} with {text} {np}"]
@@ -800,12 +811,12 @@ class Asker:
             sql = self.select(rows, lambda joined: f"{by(joined)}, {value(joined)}", (path,), lambda joined: f"GROUP BY {by(joined)}")
         if sql is None:
             return None
-        rest, np = " ".join(self.words.pick(one.after) for one in rows.clauses), rows.phrase
-        done = next((lexicon.DONE[word] for word in column.label.split() if word in lexicon.DONE), ())
+        rest, np = self._rest(rows), rows.phrase
+        done = done_on(column)
         if measure is None:
             m = self.words.pick((f"number of {np}", f"how many {np}", f"{np}", f"count of {np}", f"how many {np} were there", f"how many {np} did we have", f"how many {np} {self.words.pick(done)}" if done else f"number of {np}"))
         else:
-            m = self.words.pick(self._measure_words(function, measure, np, table, rest))
+            m = self.words.pick(self._measure_words(function, measure, np, rest))
         if best:
             most = "most" if down else "fewest"
             what = f"the {most} {np}" if measure is None else f"the {'highest' if down else 'lowest'} {m}"
@@ -823,7 +834,7 @@ class Asker:
             return None
         column = self.words.pick(columns)
         rows = self.rows(table, self.rng.choices((0, 1), (0.7, 0.3))[0], related=False, depth=1)
-        if rows is None or column.full in {name for one in rows.clauses for name in one.columns}:
+        if rows is None or column.full in rows.columns:
             return None
         counted = self.words.chance(0.4)
         sql = self.select(rows, lambda joined: (f"COUNT(DISTINCT {column.full if joined else column.sql})" if counted else f"DISTINCT {column.full if joined else column.sql}"))
@@ -844,7 +855,7 @@ class Asker:
         if one is None:
             return None
         base = self.rows(table, self.rng.choices((0, 1), (0.7, 0.3))[0], related=False, depth=0)
-        if base is None or one.columns & {name for clause in base.clauses for name in clause.columns}:
+        if base is None or one.columns & base.columns:
             return None
         sql = self.select(base, lambda joined: f"100.0 * SUM({one.sql[joined]}) / COUNT(*)", one.paths)
         if sql is None:
@@ -885,7 +896,7 @@ class Asker:
         if len(pool) < 2:
             return None
         a, b = self.rng.sample(pool, 2)
-        test = f"{column.sql} IN ('{str(a).replace(chr(39), chr(39) * 2)}', '{str(b).replace(chr(39), chr(39) * 2)}')"
+        test = f"{column.sql} IN ({literal(str(a))}, {literal(str(b))})"
         np = self.words.many(table)
         if self.words.chance(0.5):
             sql = f"SELECT {column.sql} FROM {table.sql} WHERE {test} GROUP BY {column.sql} ORDER BY COUNT(*) DESC LIMIT 1"
@@ -921,7 +932,7 @@ class Asker:
         if drawn is None:
             return None
         value = str(drawn[0])
-        clause = Clause((f"{title.sql} = {_quoted(value)}", f"{title.full} = {_quoted(value)}"), ("",))
+        clause = Clause((f"{title.sql} = {literal(value)}", f"{title.full} = {literal(value)}"), ("",))
         rows = Rows(table, (clause,), value, "")
         name = self.words.one(label) if path and column == self.words.target(table, path).title else self.words.column(column)
         own = [c for c in table.columns if c.is_choice and head(c.label) in PLACES and c != title and c != column and c.values > 1]
@@ -931,7 +942,7 @@ class Asker:
             both = self.words.row_values(table, [((), title), ((), place)])
             if both is not None:
                 value, where = str(both[0]), self.words.pick((f" {both[1]}", f" in {both[1]}", f", {both[1]}"))
-                tests = [f"{a} = {_quoted(value)} AND {b} = {_quoted(str(both[1]))}" for a, b in ((title.sql, place.sql), (title.full, place.full))]
+                tests = [f"{a} = {literal(value)} AND {b} = {literal(str(both[1]))}" for a, b in ((title.sql, place.sql), (title.full, place.full))]
                 rows = Rows(table, (Clause((tests[0], tests[1]), ("",)),), value, "")
         the = self.words.pick((value, f"the {value}", value, f"{table.one} {value}", f"the {table.one} {value}", f"the {value} {table.one}", f"{value} {table.one}")) + where
         output = "DISTINCT " if repeated else ""
@@ -955,7 +966,7 @@ class Asker:
                       "artist": ("who made {x}", "who sings {x}", "who recorded {x}", "who is {x} by"), "composer": ("who wrote {x}", "who composed {x}"), "author": ("who wrote {x}",), "capacity": ("how many people fit in {x}", "how big is {x}"), "email": ("how can i reach {x}", "how can i contact {x}", "how do i write to {x}"), "salary": ("how much does {x} earn", "how much does {x} make"), "phone": ("how can i call {x}",)}.get(last, ())
         frames += [frame.replace("{x}", the) for frame in adjectives] * 3
         if column.role == "date":
-            done = next((lexicon.DONE[word] for word in column.label.split() if word in lexicon.DONE), ())
+            done = done_on(column)
             frames += [f"when was {the} {verb.removeprefix('who ')}" for verb in done] + [f"when did {the} {word}" for word in column.label.split()[:1]] + [f"since when do we have {the}", f"when did {the} sign up"] * ("join" in column.label)
         return Asked(self.words.pick(frames), sql, "lookup")
 
@@ -1041,15 +1052,15 @@ class Asker:
             return None
         column, last = self.words.pick(columns), self.words.chance(0.6)
         rows = self.rows(table, self.rng.choices((0, 1), (0.5, 0.5))[0], related=False)
-        if rows is None or column.full in {name for one in rows.clauses for name in one.columns}:
+        if rows is None or column.full in rows.columns:
             return None
         sql = self.select(rows, lambda joined: f"{'MAX' if last else 'MIN'}({column.full if joined else column.sql})")
         if sql is None:
             return None
         word = self.words.pick(("last", "latest", "most recent", "newest") if last else ("first", "earliest", "oldest"))
-        rest = " ".join(self.words.pick(one.after) for one in rows.clauses)
+        rest = self._rest(rows)
         noun = self.words.one(table.one)
-        verbs = next((lexicon.DONE[w] for w in column.label.split() if w in lexicon.DONE), ("made",))
+        verbs = done_on(column) or ("made",)
         verb = self.words.pick(verbs).removeprefix("who ")
         return Asked(self.words.pick((f"when was the {word} {noun} {rest}", f"{word} {column.label} {rest}", f"date of the {word} {noun} {rest}", f"when was the {word} {noun} {rest} {verb}", f"what is the {word} {column.label} of {rows.phrase}", f"what was the date of the {word} {noun} {rest}", f"when did we have the {word} {noun} {rest}")), sql, "dates")
 
@@ -1067,8 +1078,6 @@ def _without_small_words(question: str) -> str:
     return " ".join(kept) if len(kept) > 1 else question
 
 
-def _quoted(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
-
-
-__all__ = ["Asked", "Asker", "REFUSAL", "MONTHS", "quote"]
+def _names(columns: Sequence[Column], joined: bool) -> str:
+    """The columns in SQL, with their tables where tables are joined."""
+    return ", ".join(column.full if joined else column.sql for column in columns)

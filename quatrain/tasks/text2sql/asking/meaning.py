@@ -13,7 +13,7 @@ from quatrain.tasks.text2sql.conditions import MONTHS
 from quatrain.tasks.text2sql.material import Material
 from quatrain.tasks.text2sql.naming import PLACES, plural, plural_label, quote, singular, with_article
 from quatrain.tasks.text2sql.schema import Column, ForeignKey, Schema, Table
-from quatrain.tasks.text2sql.values import literal, number_text, usable
+from quatrain.tasks.text2sql.values import literal, number_text
 
 Path = tuple[ForeignKey, ...]
 DEPTH = 3
@@ -78,6 +78,11 @@ def scale(column: Column) -> lexicon.Scale:
             return known
         return lexicon.DATES
     return looked_up(lexicon.SCALES, column.label) or lexicon.GENERAL
+
+
+def done_on(column: Column) -> tuple[str, ...]:
+    """What happened on a column's date ("placed" for an order date); empty where no word of its label says."""
+    return next((lexicon.DONE[word] for word in column.label.split() if word in lexicon.DONE), ())
 
 
 def paths_up(schema: Schema, table: str, depth: int = DEPTH) -> Iterator[Path]:
@@ -417,7 +422,7 @@ class Words:
         day = str(drawn[0])
         year, month = day[:4], int(day[5:7])
         month_name = MONTHS[month - 1]
-        done = next((lexicon.DONE[word] for word in column.label.split() if word in lexicon.DONE), ())
+        done = done_on(column)
         own, full = column.sql, column.full
         if column.stamp:
             own, full = f"date({own})", f"date({full})"
@@ -726,6 +731,3 @@ def literal_text(sql: str) -> str:
     """The text in the last quotes of a condition."""
     start = sql.index("'") + 1
     return sql[start : sql.rindex("'")].replace("''", "'")
-
-
-__all__ = ["Measure", "Path", "Clause", "Words", "source", "superlative", "usable"]
