@@ -160,7 +160,7 @@ def limited(function: Callable[[], Any], seconds: float | None) -> Any:
 def checked(name: str, scores: Any, completions: Sequence[str]) -> tuple[Tensor, Tensor]:
     """What a reward returned as float32 (N,), 0 where it could not judge, and the mask (N,) of these completions.
 
-    Raises RewardError for a wrong number of scores, for values that are no numbers, and for NaN and inf.
+    Raises RewardError for a wrong number of scores, for values that are not numbers, and for NaN and inf.
     """
     import torch
 

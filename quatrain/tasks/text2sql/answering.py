@@ -84,6 +84,7 @@ class Answerer:
     def __init__(self, linker: Linker, connection: Connection):
         self.linker, self.connection = linker, connection
         self._link = lru_cache(maxsize=4096)(linker.link)
+        self._objection = lru_cache(maxsize=4096)(self._objected)  # asked for with each candidate
 
     def link(self, question: str) -> Linked:
         """The question with its values named."""
@@ -95,6 +96,9 @@ class Answerer:
 
     def objection(self, question: str) -> str:
         """Why a question is refused before the model reads it; "" for a question that the model may answer."""
+        return self._objection(question)
+
+    def _objected(self, question: str) -> str:
         if len(question) > LONGEST_QUESTION:
             return f"The question has {len(question):,} characters; the longest that is read has {LONGEST_QUESTION:,}."
         if _CHANGE.search(question):

@@ -51,6 +51,8 @@ ASKED_UP_TO = 0.75
 """Share of the documents up to which they are drills, tellings, or of questions as people ask; the rest has frames."""
 DISGUISED_SHARE = 0.6
 """Share of the training questions whose values are invented."""
+QUESTION = "Question: "
+"""Begins a document that holds a question with its SQL."""
 MOST_MISSES = 50_000
 """Consecutive draws without a result after which a database counts as exhausted."""
 
@@ -191,7 +193,7 @@ class Text2SQL:
         if self.linker.link(question).prompt in reserved:
             return None
         taught = self._taught(Example(question, sql, "", "documents", "", (), ()), rng)
-        return f"Question: {taught.prompt}\nSQL: {taught.sql}"
+        return f"{QUESTION}{taught.prompt}\nSQL: {taught.sql}"
 
     def combinations(self) -> dict[str, int]:
         """The number of open combinations of each usable shape."""

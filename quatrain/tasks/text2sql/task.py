@@ -15,7 +15,7 @@ from quatrain.data.settings import DataSettings
 from quatrain.tasks.task import DatabaseAnswer, Generate, GenerateSettings, Score, Task
 from quatrain.tasks.text2sql.answering import SUGGESTIONS, Answerer, probability
 from quatrain.tasks.text2sql.databases import schema_text, tables_of
-from quatrain.tasks.text2sql.dataset import Text2SQL
+from quatrain.tasks.text2sql.dataset import QUESTION, Text2SQL
 from quatrain.tasks.text2sql.examples import SQLExample
 from quatrain.tasks.text2sql.introspection import introspect
 from quatrain.tasks.text2sql.linking import Linker, stem
@@ -137,13 +137,15 @@ class GeneratedSQL(Task[SQLExample]):
         return [common[0][0] if common else ""] * len(examples)
 
     def documents(self) -> Iterator[str]:
-        return filter(self._is_new, self.dataset.documents())
+        return filter(self._is_new, self.dataset.documents(answers=self.answers))
 
     def _is_new(self, text: str) -> bool:
         """Whether no person asks this question, as it is written or as a model reads it, whatever its values.
 
         The generator may write one by chance; it is then left out.
         """
+        if text.startswith(QUESTION):
+            text = text.removeprefix(QUESTION).partition("\n")[0]
         question = text.partition(" | ")[0]
         return last_word(question) not in self._last or words(question) not in self._asked
 

@@ -133,6 +133,25 @@ def test_training_holds_no_question_of_people(shop: Path) -> None:
         assert not people & {words(text.partition(" | ")[0]) for text in task.documents()}
 
 
+def test_pretraining_texts_hold_answers_only_where_they_are_asked_for(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quatrain.data.settings import DataSettings
+    from quatrain.tasks.task import GenerateSettings
+    from quatrain.tasks.text2sql.task import SPEC
+
+    pairs = {}
+    for answers in (False, True):
+        settings = GenerateSettings(shop.parent, held_out=20)
+        with SPEC.generate(DataSettings(database=str(shop), examples=600, answers=answers), settings) as task:
+            pairs[answers] = sum(bool(re.match(r"Question: .+\nSQL: SELECT ", text)) for text in task.documents())
+            person = packaged("shop", "dev")[0]
+            texts = [f"Question: {person.question}\nSQL: {person.sql}", "Question: how many kettles\nSQL: SELECT 1"]
+            monkeypatch.setattr(task.dataset, "documents", lambda texts=texts, **_: iter(texts))
+            assert list(task.documents()) == texts[1:]
+    assert pairs[False] == 0 and pairs[True] > 300
+
+
 def test_a_database_without_names_gets_no_questions_of_people(tmp_path: Path, make: Callable[..., Path]) -> None:
     numbers = make(tmp_path / "n.db", "CREATE TABLE t (a INTEGER, b REAL)", "INSERT INTO t VALUES (1, 2.5), (3, 4.5)")
     try:
