@@ -22,6 +22,7 @@ from quatrain.evaluation.metrics.objectives import BATCH_TOKENS, batches_of, mea
 from quatrain.evaluation.metrics.objectives import scores as metric_scores
 from quatrain.evaluation.metrics.texts import AUTO, bleu, chrf, rouge
 from quatrain.evaluation.perplexity import examples_loss, unigram_loss
+from quatrain.generation.endpoint import Endpoint
 from quatrain.generation.engine import Completion, Engine
 from quatrain.generation.params import SamplingParams
 from quatrain.models.transformer.stack import Model
@@ -67,7 +68,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: Engine | tuple[Model, Tokenizer],
+    model: Engine | Endpoint | tuple[Model, Tokenizer],
     task: Task[Any],
     name: str,
     examples: Sequence[Any] | None = None,
@@ -79,17 +80,20 @@ def evaluate(
     """Score a model's greedy completions of the held-out set `name`, or of other `examples` under this name.
 
     For a task that measures losses, completions are generated only where `params` are given. With `as_text` the model
-    continues the task's text prompt, for a model that has only been pre-trained.
+    continues the task's text prompt, for a model that has only been pre-trained. An endpoint is scored by its
+    completions alone.
 
     Raises InputError where no example has a reference that can be judged.
     """
     examples = task.held_out[name] if examples is None else examples
+    if isinstance(model, Endpoint) and (task.objective is not None or task.measures_loss):
+        raise InputError(f"{model.url}: an endpoint gives completions, and the task {task.name} is scored by a model")
     if task.objective is not None:
-        network, tokenizer = (model.model, model.tokenizer) if isinstance(model, Engine) else model
+        network, tokenizer = model if isinstance(model, tuple) else (model.model, model.tokenizer)  # type: ignore[union-attr]
         of_head = cast(RecordTask, task)
         return _with_head(network, tokenizer, of_head, name, examples, params or SamplingParams(), progress)
-    engine = model if isinstance(model, Engine) else Engine(*model)
-    if task.measures_loss:
+    engine = Engine(*model) if isinstance(model, tuple) else model
+    if task.measures_loss and isinstance(engine, Engine):
         return _with_loss(engine, task, name, examples, params)
     started = time.perf_counter()
     completions, notes = complete(engine, task, examples, params or SamplingParams(), as_text=as_text)
@@ -100,7 +104,7 @@ def evaluate(
     evaluation.notes[:0] = notes
     evaluation.baseline = baseline_scores(task, name, examples, lambda: _judged_baseline(task, name, examples))
     evaluation.baseline_name = task.baseline_name
-    evaluation.tokens = sum(len(completion.ids) for completion in completions)
+    evaluation.tokens = sum(len(completion.ids or completion.logprobs) for completion in completions)
     evaluation.seconds = seconds
     return evaluation
 
@@ -282,9 +286,16 @@ def reference_loss(engine: Engine, encoded: Sequence[TokenExample]) -> Evaluatio
 
 
 def complete(
-    engine: Engine, task: Task[Any], examples: Sequence[Any], params: SamplingParams, *, as_text: bool = False
+    engine: Engine | Endpoint,
+    task: Task[Any],
+    examples: Sequence[Any],
+    params: SamplingParams,
+    *,
+    as_text: bool = False,
 ) -> tuple[list[Completion], list[str]]:
     """The model's completion of each example; empty, with a note, for prompts longer than the model's context."""
+    if isinstance(engine, Endpoint):
+        return _from_endpoint(engine, task, examples, params, as_text)
     prompts: list[list[int]]
     if as_text:
         tokenizer: Any = engine.tokenizer
@@ -302,6 +313,24 @@ def complete(
     completions = task.complete(examples, generate)
     long = sum(len(ids) >= limit for ids in prompts)
     notes = [f"{long:,} prompts are longer than the model's context of {limit} tokens and count as wrong"]
+    return completions, notes if long else []
+
+
+def _from_endpoint(
+    endpoint: Endpoint, task: Task[Any], examples: Sequence[Any], params: SamplingParams, as_text: bool
+) -> tuple[list[Completion], list[str]]:
+    """`complete` where the endpoint renders the prompts, and takes the likeliest completion without a search."""
+
+    def generate(numbers: Sequence[int], candidates: int) -> list[Completion]:
+        chosen = [examples[number] for number in numbers]
+        if as_text:
+            texts = [task.text_prompt(example) for example in chosen]
+            return endpoint.generate(texts, replace(params, stop=("\n",)), skip_long=True)
+        return endpoint.chat([task.prompt(example) for example in chosen], params, skip_long=True)
+
+    completions = task.complete(examples, generate)
+    long = sum(not each.text and each.finish_reason == "length" and not each.logprobs for each in completions)
+    notes = [f"{long:,} prompts are longer than the context of the endpoint's model and count as wrong"]
     return completions, notes if long else []
 
 
