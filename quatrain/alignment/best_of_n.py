@@ -14,11 +14,12 @@ from typing import Any
 
 from torch import Tensor
 
-from quatrain.alignment.policy import completion_states, token_logprobs
+from quatrain.alignment.policy import completion_states
 from quatrain.alignment.rollouts import PolicyObjective, Prompt, Rollout, RolloutBatch, Sampler, Scores
 from quatrain.core.errors import InputError
 from quatrain.generation.engine import Engine
 from quatrain.generation.params import SamplingParams
+from quatrain.training.chunked_loss import token_logprobs
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from quatrain.adapters.apply import adapters_disabled
 from quatrain.alignment.losses import Answers, LossSettings, pair_loss, settings_problems
-from quatrain.alignment.policy import evaluating
+from quatrain.alignment.policy import evaluating, label_logprobs
 from quatrain.core.errors import InputError
 from quatrain.data.batches import IGNORE_INDEX, TokenBatch, TokenExample, pad, stack
 from quatrain.evaluation.metrics.objectives import batches_of
 from quatrain.models.transformer.stack import Model
-from quatrain.training.chunked_loss import language_losses
 from quatrain.training.objectives import Objective
+from quatrain.training.objectives.metrics import Metric, MetricSums
 
 FIRST_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
 """The most by which the first loss may differ from its exact value, by the dtype of the weights."""
@@ -121,7 +121,7 @@ def _in_one_row(examples: Sequence[PreferenceExample], pad_id: int) -> Preferenc
 def pair_logprobs(model: Model, batch: PreferenceBatch) -> Tensor:
     """Log-probabilities (2B,) of the answers of B pairs, summed over tokens, in nats: chosen, then rejected."""
     hidden = model.hidden_states(**batch.inputs)
-    return -batch.of_answers(language_losses(model, hidden, batch.labels))
+    return batch.of_answers(label_logprobs(model, hidden, batch.labels))
 
 
 class PreferenceObjective(Objective, Protocol):
@@ -199,7 +199,7 @@ class DPO:
             return None
         return reference_tensor(values)
 
-    def loss(self, model: Model, batch: PreferenceBatch) -> tuple[Tensor, int, dict[str, float | Tensor]]:
+    def loss(self, model: Model, batch: PreferenceBatch) -> tuple[Tensor, int, dict[str, Metric]]:
         """The loss summed over pairs, their number, and sums of accuracy, margin, rewards and log-probabilities.
 
         The reward of an answer is beta times its gain over the reference, or times its log-probability without one; of
@@ -214,7 +214,7 @@ class DPO:
         parts = (values.chunk(2) for values in (logprobs, reference, lengths))
         chosen, rejected = (Answers(*each) for each in zip(*parts, strict=True))
         losses = self.pair_loss.compute(chosen, rejected, self.settings)
-        metrics: dict[str, float | Tensor] = {}
+        metrics: dict[str, Metric] = {}
         weight = 1.0 if self.pair_loss.likelihood else self.sft_weight
         if weight:
             likelihood = -chosen.mean_logprob
@@ -223,7 +223,7 @@ class DPO:
         return losses.sum(), len(losses), metrics | self._metrics(chosen, rejected)
 
     @torch.no_grad()
-    def _metrics(self, chosen: Answers, rejected: Answers) -> dict[str, float | Tensor]:
+    def _metrics(self, chosen: Answers, rejected: Answers) -> dict[str, Metric]:
         rewards = []
         for answers in (chosen, rejected):
             gain = answers.gain / answers.length if self.pair_loss.per_token else answers.gain
@@ -264,8 +264,11 @@ def check_first_loss(model: Model, objective: Any, batch: Any, expected: float, 
     """
     with evaluating(model), torch.no_grad():
         total, weight, metrics = objective.loss(model, batch.to(model.device))
-    likelihood = objective.sft_weight * float(metrics.get("sft_loss", 0.0))
-    values = {"loss": (float(total) - likelihood) / weight, **{name: float(metrics[name]) / weight for name in rewards}}
+    sums = MetricSums()
+    sums.add(metrics)
+    means = sums.means(weight)
+    loss = float(total) / weight - objective.sft_weight * means.get("sft_loss", 0.0)
+    values = {"loss": loss, **{name: means[name] for name in rewards if name in means}}
     dtype = next(model.parameters()).dtype
     allowed = FIRST_TOLERANCE.get(dtype, FIRST_TOLERANCE[torch.float32]) * max(1.0, expected)
     problems = [
@@ -291,7 +294,7 @@ def reference_tensor(values: Sequence[float | None]) -> Tensor:
 
 def answer_logprobs(model: Model, input_ids: Tensor, labels: Tensor) -> Tensor:
     """Log-probability of each row's labelled tokens (B,), summed, in nats; input_ids and labels are (B, T)."""
-    return -language_losses(model, model.hidden_states(input_ids), labels).sum(dim=1)
+    return label_logprobs(model, model.hidden_states(input_ids), labels).sum(dim=1)
 
 
 @contextmanager

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quatrain.alignment.policy import Reference, completion_states, token_logprobs
+from quatrain.alignment.policy import Reference, completion_states
 from quatrain.alignment.rollouts import PolicyObjective, Rollout, RolloutBatch, RolloutPlan
 from quatrain.alignment.variants import PolicyVariant, variant
 from quatrain.core.errors import InputError
+from quatrain.training.chunked_loss import token_logprobs
 
 EPSILON = 1e-4
 """Added to the standard deviation that divides advantages, as in TRL."""
@@ -244,7 +245,7 @@ class GRPO(PolicyObjective):
     def loss(self, module: Any, batch: RolloutBatch) -> tuple[Tensor, int, dict[str, float | Tensor]]:
         """The variant's loss summed over the completions' tokens, its weight, and metrics summed alike."""
         states, labels, mask = completion_states(module, batch)
-        logprobs, entropy = token_logprobs(module, states, labels, self.temperature)
+        logprobs, entropy = token_logprobs(module, states, labels, self.temperature, entropy="value")
         owners, advantages = mask.nonzero()[:, 0], batch.advantages
         if advantages is None:
             raise ValueError("these rollouts have no advantages; a RolloutStream computes them")

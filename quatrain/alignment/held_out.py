@@ -15,6 +15,7 @@ from quatrain.data.preference_summary import shorter_is_chosen
 from quatrain.evaluation.metrics.objectives import batches_of
 from quatrain.models.transformer.stack import Model
 from quatrain.training.objectives import Objective
+from quatrain.training.objectives.metrics import MetricSums
 
 SHORTER = "the shorter answer wins"
 LIKELIHOOD = "the reference's likelihood"
@@ -29,15 +30,14 @@ def measure(
 ) -> dict[str, float]:
     """The mean loss and the mean metrics of an objective over examples, in evaluation mode."""
     total: float | Tensor = 0.0
-    count, sums = 0, dict[str, float | Tensor]()
+    count, sums = 0, MetricSums()
     with evaluating(model):
         for places in batches_of(examples, batch_tokens):
             batch = objective.collate([examples[place] for place in places]).to(model.device)
             loss, weight, metrics = objective.loss(model, batch)
             total, count = total + loss, count + weight
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, 0.0) + value
-    return {"loss": float(total) / count, **{name: float(value) / count for name, value in sums.items()}}
+            sums.add(metrics)
+    return {"loss": float(total) / count, **sums.means(count)}
 
 
 def likelihood_accuracy(model: Model, examples: Sequence[PreferenceExample], *, pad_id: int = 0) -> dict[str, float]:

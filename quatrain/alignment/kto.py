@@ -31,6 +31,7 @@ from quatrain.alignment.dpo import (
 from quatrain.core.errors import InputError
 from quatrain.data.batches import TokenBatch, TokenExample, pad
 from quatrain.models.transformer.stack import Model
+from quatrain.training.objectives.metrics import Metric, PartMean
 
 
 @dataclass(frozen=True)
@@ -148,12 +149,12 @@ class KTO:
             references=references,
         )
 
-    def loss(self, model: Model, batch: RatedBatch) -> tuple[Tensor, int, dict[str, float | Tensor]]:
+    def loss(self, model: Model, batch: RatedBatch) -> tuple[Tensor, int, dict[str, Metric]]:
         """The loss summed over answers, their number, and metrics.
 
-        Sums over the desirable and the undesirable answers are divided by the number of all answers, as all metrics
-        are; `desirable` is the share of desirable answers. `kl` is the estimate z. `accuracy` is the share of answers
-        on the right side of it.
+        `chosen` are the desirable answers and `rejected` the others: their metrics are means over these alone.
+        `desirable` is the share of desirable answers. `kl` is the estimate z. `accuracy` is the share of answers on the
+        right side of it.
         """
         logprobs = answer_logprobs(model, batch.input_ids, batch.labels)
         with torch.no_grad():
@@ -169,16 +170,14 @@ class KTO:
         distance = torch.where(good, gain - divergence, divergence - gain)
         weight = torch.where(good, self.desirable_weight, self.undesirable_weight)
         losses = weight * (1 - torch.sigmoid(self.beta * distance))
-        count, rewards = len(losses), (self.beta * gain).detach()
-        metrics: dict[str, float | Tensor] = {
+        count, parts = len(losses), {"chosen": good, "rejected": ~good}
+        metrics: dict[str, Metric] = {
             "accuracy": (distance > 0).sum(),
             "kl": divergence * count,
             "desirable": good.sum(),
-            "rewards/chosen": (rewards * good).sum(),
-            "rewards/rejected": (rewards * ~good).sum(),
-            "logps/chosen": (logprobs.detach() * good).sum(),
-            "logps/rejected": (logprobs.detach() * ~good).sum(),
         }
+        for name, values in (("rewards", (self.beta * gain).detach()), ("logps", logprobs.detach())):
+            metrics |= {f"{name}/{part}": PartMean(values[rows].sum(), rows.sum()) for part, rows in parts.items()}
         return losses.sum(), count, metrics
 
     @property

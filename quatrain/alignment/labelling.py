@@ -83,9 +83,8 @@ class Session:
     """One rater's session on a file of choices.
 
     `prompts` are asked in order; empty ones, and those that the rater has judged in the file already, are passed over.
-    `answers` draws
-    the two answers to a prompt when they are needed. Where another rater has judged a prompt, the same two answers are
-    shown again, so that agreement can be measured. `model` names where the answers come from.
+    `answers` draws the two answers to a prompt when they are needed. Where another rater has judged a prompt, the same
+    two answers are shown again, so that agreement can be measured. `model` names where the answers come from.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class Session:
         self.rows = read_choices(self.path)
         self._shown: Comparison | None = None
         self._place = 0
-        self.identical = 0
+        self._identical: set[int] = set()
 
     @property
     def done(self) -> dict[str, int]:
@@ -112,9 +111,14 @@ class Session:
         return dict(Counter(row["choice"] for row in self.rows if row["rater"] == self.rater))
 
     @property
+    def identical(self) -> int:
+        """Prompts that were passed over, because their two answers are the same."""
+        return len(self._identical - self._judged())
+
+    @property
     def remaining(self) -> int:
-        """Prompts that the rater has not judged."""
-        return sum(map(bool, self.prompts)) - len(self._judged())
+        """Prompts that the rater has not judged, without those that were passed over."""
+        return sum(map(bool, self.prompts)) - len(self._judged() | self._identical)
 
     def add_prompt(self, prompt: Messages) -> None:
         """Ask one more prompt, after the others."""
@@ -123,7 +127,7 @@ class Session:
     def next(self) -> Comparison | None:
         """The pair to show now, the same one until it is judged; None when all prompts are.
 
-        A prompt with two identical answers is passed over; `identical` counts them.
+        A prompt with two identical answers is passed over; `identical` counts these prompts.
         """
         judged = self._judged()
         while self._shown is None and self._place < len(self.prompts):
@@ -133,7 +137,7 @@ class Session:
                 if not shown.identical:
                     self._shown = shown
                     break
-                self.identical += 1
+                self._identical.add(number)
             self._place += 1
         return self._shown
 

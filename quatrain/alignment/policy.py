@@ -1,8 +1,9 @@
 """The policy of reinforcement learning: log-probabilities of its completions, its value head, its reference.
 
-There is one definition of a token's log-probability: the log-softmax over the whole vocabulary of the logits divided by
-the sampling temperature. Ratios, references and rollouts (`logprobs_mode="temperature"` of the engine) use it. Filters
-such as top-p are not part of it: they change which tokens are drawn, not the policy that learns.
+There is one definition of a token's log-probability, `training.chunked_loss.token_logprobs`: the log-softmax over the
+whole vocabulary of the logits divided by the sampling temperature. Ratios, references and rollouts
+(`logprobs_mode="temperature"` of the engine) use it, and DPO does at temperature 1. Filters such as top-p are not part
+of it: they change which tokens are drawn, not the policy that learns.
 """
 
 from __future__ import annotations
@@ -15,44 +16,15 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from quatrain.adapters.apply import adapters_disabled
 from quatrain.data.batches import IGNORE_INDEX, TokenBatch
 from quatrain.models.io.safetensors_writer import write_safetensors
 from quatrain.models.transformer.stack import Model
-from quatrain.training.chunked_loss import chunked, logit_slices
+from quatrain.training.chunked_loss import token_logprobs
 
 VALUE_FILE = "value.safetensors"
 """The weights of the value head or value model in a checkpoint."""
-
-
-def token_logprobs(
-    model: Model, states: Tensor, labels: Tensor, temperature: float = 1.0, *, learn_entropy: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (M,) of the labels (M,) and entropies (M,), in nats and float32, for hidden states (M, C).
-
-    Where the logits are large they are computed in chunks, and again in the backward pass. Entropies have a gradient
-    with `learn_entropy`. A logit of -inf has no probability and adds nothing to the entropy.
-    """
-
-    def part(states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logprobs = (model.lm_logits(states).float() / temperature).log_softmax(-1)
-        with torch.set_grad_enabled(learn_entropy and torch.is_grad_enabled()):
-            # Not -inf * 0, which is NaN, as is its gradient.
-            finite = logprobs.masked_fill(logprobs == float("-inf"), 0.0)
-            entropy = -(logprobs.exp() * finite).sum(-1)
-        return logprobs.gather(-1, labels[:, None])[:, 0], entropy
-
-    vocabulary = model.config.vocab_size
-    if not chunked(labels.numel() * vocabulary):
-        return part(states, labels)
-    parts = [
-        checkpoint(part, states[rows], labels[rows], use_reentrant=False)
-        for rows in logit_slices(len(labels), vocabulary, states.device)
-    ]
-    logprobs, entropies = zip(*parts, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies)
 
 
 def completion_states(model: Model, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,11 +37,16 @@ def completion_states(model: Model, batch: TokenBatch) -> tuple[Tensor, Tensor, 
     return hidden[mask], batch.labels[mask], mask
 
 
+def label_logprobs(model: Model, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Log-probabilities (B, T) of labels (B, T), 0 where there is none, for hidden states (B, T, C)."""
+    mask = labels != IGNORE_INDEX
+    owners = mask.nonzero()[:, 0]
+    return spread(token_logprobs(model, hidden[mask], labels[mask], owners=owners)[0], mask)
+
+
 def spread(values: Tensor, mask: Tensor) -> Tensor:
     """Values (M,) at the True places of a mask (B, T), 0 elsewhere."""
-    result = values.new_zeros(mask.shape)
-    result[mask] = values
-    return result
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
 class ValueHead(nn.Module):

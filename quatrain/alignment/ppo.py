@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from quatrain.alignment.advantages import KLController, KLEstimator, gae, kl_estimates, whiten
-from quatrain.alignment.policy import ActorCritic, Reference, completion_states, token_logprobs
+from quatrain.alignment.policy import ActorCritic, Reference, completion_states
 from quatrain.alignment.rollouts import TOLERANCE, PolicyObjective, Rollout, RolloutBatch, padded
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.data.batches import IGNORE_INDEX
+from quatrain.training.chunked_loss import Entropy, token_logprobs
 
 
 @dataclass(frozen=True)
@@ -144,9 +145,8 @@ class PPO(PolicyObjective):
         config = self.config
         old, advantages, old_values, returns = _columns(batch)
         states, labels, mask = completion_states(module.policy, batch)
-        logprobs, entropy = token_logprobs(
-            module.policy, states, labels, self.temperature, learn_entropy=config.entropy_coef > 0
-        )
+        learned: Entropy = "learned" if config.entropy_coef else "value"
+        logprobs, entropy = token_logprobs(module.policy, states, labels, self.temperature, entropy=learned)
         old, advantages, old_values, returns = (each[mask] for each in (old, advantages, old_values, returns))
         change = logprobs - old
         ratio = change.exp()

@@ -29,7 +29,6 @@ from quatrain.alignment.policy import (
     evaluating,
     policy_of,
     spread,
-    token_logprobs,
 )
 from quatrain.alignment.rewards.base import RewardError, RewardScores
 from quatrain.core.atomic import disk_errors, write_text
@@ -38,6 +37,7 @@ from quatrain.core.processes import process_number
 from quatrain.data.batches import IGNORE_INDEX, TokenBatch, stack
 from quatrain.generation.engine import Engine
 from quatrain.generation.params import SamplingParams
+from quatrain.training.chunked_loss import token_logprobs
 from quatrain.training.distributed import device_of
 from quatrain.training.distributed.group import gather
 
@@ -204,7 +204,7 @@ class PolicyObjective:
         policy = policy_of(module)
         with as_in_training(module):
             states, labels, mask = completion_states(policy, batch)
-            logprobs, entropy = token_logprobs(policy, states, labels, self.temperature)
+            logprobs, entropy = token_logprobs(policy, states, labels, self.temperature, entropy="value")
             own = self.measure_states(module, batch, states, mask)
         measured = {"old_logprobs": logprobs, "entropy": entropy} | own
         measured = {name: spread(values, mask) for name, values in measured.items()}

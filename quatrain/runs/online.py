@@ -9,6 +9,7 @@ from pydantic import Field
 
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.alignment.rewards import AnyReward, name_problems
+from quatrain.core.errors import InputError
 from quatrain.core.settings import Listing, Problem
 from quatrain.core.wording import format_value
 from quatrain.data.settings import DataSettings
@@ -99,6 +100,27 @@ def needs_prompts(settings: OnlineStage, recipe: RecipeSettings) -> set[Need]:
 def online_lesson(settings: OnlineStage) -> Literal["text", "chat"]:
     """What the model learns to complete."""
     return "text" if settings.prompt_format == "text" else "chat"
+
+
+def online_file_problems(settings: OnlineStage, recipe: RecipeSettings) -> Iterator[str]:
+    """A stage that the score of a task rewards, over data that no task judges. Looks at the format of the source."""
+    from quatrain.alignment.rewards import kinds
+    from quatrain.data.corpus import DataParts
+    from quatrain.tasks.task import spec_of_source
+
+    data, named = recipe.data_of(settings), [*settings.rewards, *settings.true_rewards]
+    if data.generates or data.source is None or (settings.rewards and not any(each.needs_task for each in named)):
+        return
+    try:
+        judged = spec_of_source(DataParts(data)) is not None
+    except InputError:
+        return  # whatever reads the source says what is wrong with it
+    if not judged:
+        what = 'kind = "task" is the score of a task' if settings.rewards else "missing"
+        yield (
+            f"stage {settings.kind}: rewards: {what}, and no task judges the answers to {data.source}; name what to "
+            f"reward, a table with a kind of {', '.join(sorted(set(kinds()) - {'task'}))}"
+        )
 
 
 def online_conflicts(settings: OnlineStage, recipe: RecipeSettings, index: int) -> Iterator[Problem]:

@@ -25,6 +25,7 @@ from quatrain.models.transformer.stack import Model
 from quatrain.models.transformer.trainable_tokens import TokenRows
 
 Mode = bool | Literal["auto"]
+Entropy = Literal["none", "value", "learned"]
 
 LARGE = 1 << 24
 """From this many logits on (64 MiB in float32) "auto" computes them in chunks."""
@@ -76,22 +77,49 @@ def summed_language_loss(model: Model, hidden: Tensor, labels: Tensor) -> Tensor
     return _SummedLoss.apply(*head.tensors(), targets, head.softcap, torch.is_grad_enabled())
 
 
-def language_losses(model: Model, hidden: Tensor, labels: Tensor) -> Tensor:
-    """The cross-entropy in nats (B, T) of each label (B, T), 0 where it is -100, of hidden states (B, T, C).
+def token_logprobs(
+    model: Model,
+    states: Tensor,
+    labels: Tensor,
+    temperature: float = 1.0,
+    *,
+    owners: Tensor | None = None,
+    entropy: Entropy = "none",
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (M,) of the labels (M,) and entropies (M,), in nats and float32, for hidden states (M, C).
 
-    Logits are computed only where there are labels, and in chunks where `chunking` says so: the backward pass then
-    computes each chunk's logits again. Raises InputError as `summed_language_loss`.
+    The one definition of a token's log-probability: the log-softmax over the whole vocabulary of the logits divided by
+    `temperature`. `owners` (M,) are the rows that the states are from, where the head differs between rows. Entropies
+    are 0 with "none", have no gradient with "value" and one with "learned". A logit of -inf has no probability and
+    adds nothing to the entropy. Where the logits are large (`chunking`) they are computed in chunks, and again in the
+    backward pass. Raises InputError for labels that do not fit, as `Model.forward` does.
     """
     vocabulary = model.config.vocab_size
-    check_token_labels(labels, (*hidden.shape[:-1], vocabulary))
-    rows = (labels.reshape(-1) != IGNORE_INDEX).nonzero()[:, 0]
-    states, targets = hidden.reshape(-1, hidden.shape[-1])[rows], labels.reshape(-1)[rows].long()
-    owners = rows // labels.shape[-1]
-    if not chunked(len(targets) * vocabulary):
-        losses = token_loss(model.lm_logits(states, owners), targets)
-    else:
-        losses = _recomputed_losses(model, states, targets, owners)
-    return losses.new_zeros(labels.numel()).index_copy(0, rows, losses).view(labels.shape)
+    check_token_labels(labels, (len(states), vocabulary))
+    labels = labels.long()
+
+    def part(rows: slice) -> tuple[Tensor, Tensor]:
+        logits = model.lm_logits(states[rows], None if owners is None else owners[rows])
+        if temperature != 1.0:
+            logits = logits.float() / temperature
+        logprobs = -token_loss(logits, labels[rows])
+        if entropy == "none":
+            return logprobs, logprobs.new_zeros(logprobs.shape)
+        with torch.set_grad_enabled(entropy == "learned" and torch.is_grad_enabled()):
+            return logprobs, _entropies(logits.float())
+
+    if not len(labels) or not chunked(len(labels) * vocabulary):
+        return part(slice(None))
+    slices = logit_slices(len(labels), vocabulary, states.device)
+    logprobs, entropies = zip(*(checkpoint(part, rows, use_reentrant=False) for rows in slices), strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+def _entropies(logits: Tensor) -> Tensor:
+    """The entropies (M,) in nats of logits (M, V)."""
+    logprobs = logits.log_softmax(-1)
+    # Not -inf * 0, which is NaN, as is its gradient.
+    return -(logprobs.exp() * logprobs.masked_fill(logprobs == float("-inf"), 0.0)).sum(-1)
 
 
 @dataclass(frozen=True)

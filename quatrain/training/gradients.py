@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from quatrain.training.acceleration import Compiled
 from quatrain.training.distributed import Losses, ParallelStrategy, device_of
 from quatrain.training.guards import GradientWatch
 from quatrain.training.objectives import Objective, collate
+from quatrain.training.objectives.metrics import Metric, MetricSums
 from quatrain.training.precision import LossScaler, Precision
 from quatrain.training.settings import TrainSettings
 from quatrain.training.streams import BatchStream, micro_seeds, of_process
@@ -101,7 +102,7 @@ class Gradients:
         weight: int | Tensor = 0
         size = 0
         losses: list[Tensor] = []
-        sums: dict[str, float | Tensor] = {}
+        sums = MetricSums()
         parts = self.settings.accumulation // self.parallel.size
         for number in range(parts):
             if number == len(batches):
@@ -112,18 +113,15 @@ class Gradients:
             losses.append(loss)
             total = loss if number == 0 else total + loss
             weight = weight + count
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, 0.0) + value
+            sums.add(metrics)
             size += batches[number].size
         self.parallel.synchronize([master.grad for master in self.weights.masters.values() if master.grad is not None])
-        names = sorted(sums)
-        values = self.parallel.sum([total, weight, size, *(sums[name] for name in names)])
+        values = self.parallel.sum([total, weight, size, *sums.numbers()])
         divisor = values[1] if values[1] > 0 else 1.0
         if self.watch is not None:
             self.watch.check()
         norm = self._scale(divisor)
-        means = {name: value / divisor for name, value in zip(names, values[3:], strict=True)}
-        return Step(values[0] / divisor, norm, int(values[2]), means, batches, losses)
+        return Step(values[0] / divisor, norm, int(values[2]), sums.means(divisor, values[3:]), batches, losses)
 
     def _next_batch(self, step: int, number: int) -> Any:
         """Micro-batch `number` of this process in a step; its random draws depend on its position in the run."""
@@ -137,7 +135,7 @@ class Gradients:
     def device(self) -> torch.device:
         return device_of(self.model)
 
-    def _passes(self, step: int, batch: Any) -> tuple[Tensor, int | Tensor, dict[str, float | Tensor]]:
+    def _passes(self, step: int, batch: Any) -> tuple[Tensor, int | Tensor, Mapping[str, Metric]]:
         """Forward and backward pass. Returns the summed loss, its weight and the metrics."""
         measuring: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if self.watch is not None and not self.compiled.active and not self.parallel.shards:

@@ -169,6 +169,10 @@ def test_identical_answers_are_passed_over(tmp_path):
     own = Session(tmp_path / "c.jsonl", prompts(3), lambda prompt, number: ("same", "same" if number else "other"))
     own.next()
     own.choose("a")
+    assert own.next() is None and own.identical == 2 and own.remaining == 0
+    own.undo()
+    assert own.remaining == 1 and own.next().number == 0
+    own.choose("b")
     assert own.next() is None and own.identical == 2
 
 

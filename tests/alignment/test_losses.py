@@ -1,6 +1,8 @@
 """Invariants of the preference objectives: first losses, masks, padding, end tokens, micro-batches, references."""
 
 import math
+from dataclasses import replace
+from statistics import fmean
 
 import pytest
 import torch
@@ -8,12 +10,14 @@ from tiny_models import gpt2, llama, random_model
 
 from quatrain.adapters.apply import adapters_disabled, apply_adapter
 from quatrain.adapters.settings import AdapterSettings
-from quatrain.alignment.dpo import DPO, PreferenceExample, reference_logprobs
+from quatrain.alignment import held_out
+from quatrain.alignment.dpo import DPO, PreferenceExample, answer_logprobs, reference_logprobs
 from quatrain.alignment.kto import KTO, RatedExample, balanced_weights, rated_references, with_unrelated
 from quatrain.alignment.losses import LOSSES, NAMES
 from quatrain.core.errors import InputError
 from quatrain.data.batches import IGNORE_INDEX
 from quatrain.training.chunked_loss import chunking
+from quatrain.training.objectives.metrics import MetricSums
 
 PAIRS = [
     PreferenceExample([1, 5, 9], [20, 21, 2], [30, 2]),
@@ -51,10 +55,31 @@ def test_first_losses_are_exact(name):
     if name == "sigmoid":
         assert float(total) / weight == exact == float(torch.tensor(math.log(2)))
     assert float(total) / weight == pytest.approx(exact, rel=1e-6)
-    assert float(metrics["rewards/chosen"]) == float(metrics["rewards/rejected"]) == 0.0
+    sums = MetricSums()
+    sums.add(metrics)
+    assert sums.means(weight)["rewards/chosen"] == sums.means(weight)["rewards/rejected"] == 0.0
     objective.check_start(model, examples)
     with pytest.raises(InputError, match="must equal its reference"):
         objective.check_start(random_model(llama(), 5), examples)
+
+
+@pytest.mark.parametrize("ratings", [(True, False, False, False), (True, True, True, False), (True, True, True, True)])
+def test_log_probabilities_of_kto_are_means_over_the_answers_they_name(ratings):
+    model = random_model(llama())
+    rated = [replace(RATED[number % len(RATED)], desirable=good) for number, good in enumerate(ratings)]
+    objective = KTO()
+    examples = objective.add_references(random_model(llama(), 1), with_unrelated(rated))
+    by_hand = {True: [], False: []}
+    for example in examples:
+        batch = objective.collate([example])
+        logprob = answer_logprobs(model, batch.input_ids, batch.labels).detach()
+        by_hand[example.desirable].append(float(logprob))
+    measured = held_out.measure(model, objective, examples, batch_tokens=16)  # several micro-batches
+    assert measured["logps/chosen"] == pytest.approx(fmean(by_hand[True]), rel=1e-5)
+    if by_hand[False]:
+        assert measured["logps/rejected"] == pytest.approx(fmean(by_hand[False]), rel=1e-5)
+    else:
+        assert "logps/rejected" not in measured and "rewards/rejected" not in measured
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -144,7 +169,9 @@ def test_the_base_under_the_adapter_is_the_reference(name):
         total.backward()
         losses.append(float(total.detach()))
         gradients.append([each.grad.clone() for each in model.parameters() if each.grad is not None])
-        assert abs(float(metrics["rewards/chosen"])) > 0.01 and model.training
+        sums = MetricSums()
+        sums.add(metrics)
+        assert abs(sums.total("rewards/chosen")) > 0.01 and model.training
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
 

@@ -139,7 +139,7 @@ def test_kto_with_a_positive_divergence(place):
         total, _, metrics = objective.loss(model, objective.collate(rated))
         kl = float(metrics["kl"]) / 2
         estimates.append(kl)
-        gains = [float(metrics["rewards/chosen"]) / 0.3, float(metrics["rewards/rejected"]) / 0.3]
+        gains = [float(metrics[f"rewards/{part}"].total) / 0.3 for part in ("chosen", "rejected")]
         by_hand = [1 - 1 / (1 + math.exp(-0.3 * (gains[0] - kl))), 1 - 1 / (1 + math.exp(-0.3 * (kl - gains[1])))]
         assert float(total) == pytest.approx(sum(by_hand), rel=1e-5)
     assert min(estimates) == 0 < max(estimates)

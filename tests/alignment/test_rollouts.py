@@ -12,14 +12,14 @@ from online_setup import PROMPTS, Letters, params, policy, ppo_setup, sampler_of
 
 from quatrain.adapters.apply import apply_adapter
 from quatrain.adapters.settings import AdapterSettings
-from quatrain.alignment.policy import BaseReference, completion_states, spread, token_logprobs
+from quatrain.alignment.policy import BaseReference, completion_states, spread
 from quatrain.alignment.ppo import PPOConfig
 from quatrain.alignment.rewards.base import RewardError
 from quatrain.alignment.rollouts import Prompt, Rollout, RolloutPlan, collate_rollouts, distinct, repetition
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.data.batches import IGNORE_INDEX
 from quatrain.generation.engine import Engine
-from quatrain.training.chunked_loss import chunking
+from quatrain.training.chunked_loss import chunking, token_logprobs
 
 WAYS = {
     "plain": {"temperature": 1.0},
@@ -96,7 +96,7 @@ def test_chunked_log_probabilities_and_their_gradients():
         model.zero_grad()
         with chunking(mode):
             states, labels, _ = completion_states(model, batch)
-            logprobs, entropy = token_logprobs(model, states, labels, 0.7, learn_entropy=True)
+            logprobs, entropy = token_logprobs(model, states, labels, 0.7, entropy="learned")
         (logprobs.sum() + 2 * entropy.sum()).backward()
         results.append((logprobs.detach(), entropy.detach(), model.lm_head.weight.grad.clone()))
     for one, other in zip(*results, strict=True):
@@ -110,13 +110,13 @@ def test_a_token_without_probability_makes_no_nan():
     class Masked:
         config = model.config
 
-        def lm_logits(self, states):
+        def lm_logits(self, states, owners=None):
             logits = model.lm_logits(states)
             impossible = torch.ones(60, dtype=torch.bool).index_fill(0, labels, False)
             return logits.masked_fill(impossible, float("-inf"))
 
     states = states.detach().requires_grad_()
-    logprobs, entropy = token_logprobs(Masked(), states, labels, learn_entropy=True)
+    logprobs, entropy = token_logprobs(Masked(), states, labels, entropy="learned")
     (logprobs.sum() + entropy.sum()).backward()
     assert entropy.isfinite().all() and states.grad.isfinite().all()
     assert spread(entropy, mask)[~mask].eq(0).all()

@@ -73,6 +73,21 @@ def test_pairs_of_a_source_are_learned_and_measured(start: Path, pairs: Path, tm
     assert model_folder.load(model).num_parameters() == model_folder.load(start).num_parameters()
 
 
+def test_a_test_file_is_measured_and_takes_no_part_in_validation(start: Path, pairs: Path, tmp_path: Path) -> None:
+    path = tmp_path / "test.jsonl"
+    rows = [{"prompt": f"tell {number}", "chosen": str(number), "rejected": "abcab"} for number in range(7)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = TRAIN.replace("train = { ", "train = { evaluate_every = 5, ")
+    data = f"source = '{pairs}', test = '{path}', validation = 0.25"
+    result, _, model = go(start, tmp_path, data=data, train=train)
+    scores = result["scores"]["held-out preferences"]
+    assert scores["count"] == 7 and scores["accuracy"] == 0.0, "the opposite of what is learned"
+    measured = [each for each in read_metrics(model.parent / "metrics.jsonl") if "validation_accuracy" in each]
+    assert measured[-1]["validation_accuracy"] == 1.0
+    notes = "\n".join(result["notes"])
+    assert "5 of them held out" in notes and f"7 pairs from {path}" in notes
+
+
 def test_rated_answers_are_learned_by_kto(start: Path, tmp_path: Path) -> None:
     path = tmp_path / "rated.jsonl"
     rows = [

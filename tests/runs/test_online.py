@@ -10,9 +10,12 @@ from safetensors.torch import load_file
 from tiny_models import make_folder
 
 import quatrain
+from quatrain.alignment.reward_model import RewardTask
 from quatrain.alignment.rewards.base import RewardError
 from quatrain.core.errors import InputError, InterruptedRun
 from quatrain.core.progress import SilentReporter, read_metrics
+from quatrain.data.corpus import DataParts
+from quatrain.data.settings import DataSettings
 from quatrain.runs.folder import Run
 from quatrain.runs.preflight import preflight
 from quatrain.runs.recipe import loads
@@ -136,12 +139,44 @@ def test_bad_training_settings_are_refused(text: str, change: str) -> None:
     assert any(f"train.{change.split()[0]}" in problem for problem in error.value.problems)
 
 
-def test_prompts_of_preferences_come_once(materials: Path, text: str, tmp_path: Path) -> None:
-    pairs = materials / "pairs.jsonl"
-    text = text.replace("chats.jsonl", "pairs.jsonl").replace("validation = 0.2", f"dev = '{pairs}'")
-    done = run(text, tmp_path)
-    lines = (done.folder / "stages/01-ppo/rollouts.jsonl").read_text().splitlines()
-    assert all(sample["prompt"].startswith("say ") for line in lines for sample in json.loads(line)["samples"])
+def test_prompts_of_preferences_are_held_out_as_a_reward_model_holds_them_out(
+    materials: Path, text: str, tmp_path: Path
+) -> None:
+    """The pairs have some prompts several times, and pairs of equal answers, which no reward model learns from."""
+    path = tmp_path / "pairs.jsonl"
+    same = "".join(json.dumps({"prompt": f"say {n}", "chosen": "it", "rejected": "it"}) + "\n" for n in range(5))
+    path.write_text(same + (materials / "pairs.jsonl").read_text())
+    done = run(text.replace(str(materials / "chats.jsonl"), str(path)), tmp_path)
+    pairs = RewardTask(None, DataParts(DataSettings(source=str(path), validation=0.2)))
+    held_out, learned = ({pairs.group(row) for row in pairs.splits[name]} for name in ("development", "train"))
+    assert held_out and not held_out & learned
+    stage = done.folder / "stages/01-ppo"
+    phases = [json.loads(line) for line in (stage / "rollouts.jsonl").read_text().splitlines()]
+    read = [sample["prompt"] for phase in phases for sample in phase["samples"]]
+    measured = json.loads((stage / "result.json").read_text())["alignment"]["prompts"]
+    assert key(read) <= learned and key(measured) <= held_out
+
+
+def key(prompts: list[str]) -> set[str]:
+    """Prompts as the reward model's task groups them."""
+    return {repr([{"role": "user", "content": prompt}]) for prompt in prompts}
+
+
+@pytest.mark.parametrize("rewards", ["", 'rewards = [{ kind = "task" }]'])
+def test_nothing_to_reward_is_refused_before_anything_runs(text: str, tmp_path: Path, rewards: str) -> None:
+    lines = [line for line in text.splitlines() if not line.startswith("rewards =")]
+    with pytest.raises(InputError) as error:
+        run("\n".join(lines), tmp_path, rewards)
+    (problem,) = error.value.problems
+    assert problem.startswith("stage ppo: rewards: ") and "no task judges the answers" in problem
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_a_small_policy_trains_in_float32_on_a_cpu(text: str, tmp_path: Path) -> None:
+    done = run(text.replace('precision = "float32", ', ""), tmp_path)
+    assert json.loads((done.folder / "stages/01-ppo/result.json").read_text())["precision"] == "float32"
+    phases = [entry for entry in read_metrics(done.folder / "metrics.jsonl") if "sampler_gap" in entry]
+    assert max(phase["sampler_gap"] for phase in phases) < 1e-4
 
 
 def test_a_missing_reward_model_is_named_before_anything_runs(text: str, tmp_path: Path) -> None:

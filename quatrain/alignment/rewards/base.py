@@ -11,7 +11,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.settings import Problem, Settings
@@ -252,6 +252,9 @@ class RewardSettings(Settings):
     `weight` multiplies the score in the sum; a negative one turns the reward round. `name` is what metrics call it, by
     default its kind.
     """
+
+    needs_task: ClassVar[bool] = False
+    """Whether the reward is the score of the stage's own task."""
 
     kind: str
     weight: float = 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from quatrain.alignment.rewards.base import Reward, RewardContext, RewardSettings, TaskReward
 from quatrain.core.errors import InputError
@@ -10,6 +10,8 @@ from quatrain.core.errors import InputError
 
 class TaskRewardSettings(RewardSettings):
     """The main metric of the stage's task, such as the accuracy of executed SQL."""
+
+    needs_task: ClassVar[bool] = True
 
     kind: Literal["task"] = "task"
 

@@ -23,6 +23,7 @@ from quatrain.training.objectives import (
     TokenClassification,
     collate,
 )
+from quatrain.training.objectives.metrics import MetricSums
 
 BATCH_TOKENS = 8192
 """Tokens, padding included, that are evaluated together."""
@@ -64,9 +65,9 @@ def measure(
         model.train(was_training)
     if not weight:
         raise InputError("evaluation: these examples have no labels, so there is no loss to measure.")
-    metrics = {"loss": total / weight, **{name: value / weight for name, value in sums.items()}}
+    metrics = {"loss": total / weight, **sums.means(weight)}
     if (likelihood := getattr(objective, "likelihood", None)) is not None:
-        metrics["perplexity"] = perplexity(sums.get(likelihood, total), weight)
+        metrics["perplexity"] = perplexity(sums.total(likelihood, total), weight)
     if expected is None:
         return metrics, {}
     predictions = objective.predictions(examples, outputs)
@@ -77,9 +78,9 @@ def measure(
 @torch.no_grad()
 def _run(
     objective: Any, model: Any, examples: Sequence[Any], predict: bool, batch_tokens: int, seed: int
-) -> tuple[float, int, dict[str, float], list[Any]]:
+) -> tuple[float, int, MetricSums, list[Any]]:
     """Sums of loss, weight and metrics, and the output of `objective.predict` for each example."""
-    total, weight, sums = 0.0, 0, dict[str, float]()
+    total, weight, sums = 0.0, 0, MetricSums()
     outputs: list[Any] = [None] * len(examples)
     for places in batches_of(examples, batch_tokens):
         chosen = [examples[place] for place in places]
@@ -88,8 +89,7 @@ def _run(
         total, weight = total + float(loss.double()), weight + int(count)
         if hasattr(objective, "evaluation_metrics"):
             metrics = {**metrics, **objective.evaluation_metrics(model, batch)}
-        for name, value in metrics.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
+        sums.add(metrics)
         if predict:
             for place, output in zip(places, objective.predict(model, batch), strict=True):
                 outputs[place] = output

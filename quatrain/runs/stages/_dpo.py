@@ -1,9 +1,10 @@
 """Implementation of the dpo stage: preferences, training on them, and the choice of the better model.
 
 Preferences are given in a file, or sampled from the model and judged by the task that the data generate or by rewards.
-Of given preferences a share of the prompts is held out: on them the accuracy is measured before and after, beside dumb
-rules. Of a generated task the split "development" decides whether the trained model replaces the previous one, which is
-kept if the new one does not answer more of these questions. The task's held-out sets take no part in the choice.
+Of given preferences a share of the prompts, or `dev`, is held out for validation. The accuracy that is reported beside
+dumb rules is that of `test`, or else of those. Of a generated task the split "development" decides whether the trained
+model replaces the previous one, which is kept if the new one does not answer more of these questions. The task's
+held-out sets take no part in the choice.
 """
 
 from __future__ import annotations
@@ -62,10 +63,14 @@ FIRST = 8
 
 @dataclass
 class Preferences:
-    """What the stage learns from: examples, those held out, and notes."""
+    """What the stage learns from, is validated on during training and measured on at its end, and notes.
+
+    Without a `test` the validation's are measured.
+    """
 
     learned: Sequence[Any]
-    held_out: Sequence[Any] = ()
+    validation: Sequence[Any] = ()
+    test: Sequence[Any] = ()
     notes: list[str] = field(default_factory=list)
 
 
@@ -90,24 +95,23 @@ def _run(
         return _unchanged(settings, context, model, tokenizer, notes)
     before = None if task is None else _development_score(context, task, model, tokenizer)
     objective, measured = (objective_of(settings, model, tokenizer.pad_id or 0, mode) for mode in (None, "precomputed"))
-    held = preferences.held_out
+    validation, test = preferences.validation, preferences.test
     weights = Precision(model, working_dtype(settings.train, model.device))
     try:
         if objective.needs_references:
             learned = objective.add_references(model, learned)
-        if held:
-            # Measured after the adapter, under which the base was, is merged.
-            held = measured.add_references(model, held)
+        # Both are measured after the adapter, under which the base was, is merged.
+        validation, test = (measured.add_references(model, each) if each else [] for each in (validation, test))
         objective.check_start(model, learned[:FIRST])
     finally:
         weights.close()
-    data = TrainingData(*example_stream(settings, context, learned), learned, held)
+    data = TrainingData(*example_stream(settings, context, learned), learned, validation)
     job = training_job(settings, model, tokenizer, objective, data, limit=limit, notes=notes, watch=Watch())
-    if held:
-        job.validate = lambda model: _validation(model, measured, held)
+    if validation:
+        job.validate = lambda model: _validation(model, measured, validation)
     _, result = learn(job, context, check=False)
-    if held:
-        _compare(job.model, measured, held, context, result)
+    if test or validation:
+        _compare(job.model, measured, test or validation, context, result)
     if task is not None and before is not None:
         after = _development_score(context, task, model, tokenizer)
         result.notes.append(f"questions kept apart: {before:.1%} right before, {after:.1%} after")
@@ -139,13 +143,15 @@ def _collected(
     else:
         preferences = given(settings, context, tokenizer)
     parts = []
-    for which, examples in (("", preferences.learned), ("held out: ", preferences.held_out)):
+    sets = {"": preferences.learned, "validation: ": preferences.validation, "test: ": preferences.test}
+    for which, examples in sets.items():
         short = [each for each in examples if len(each) // 2 <= limit]
         if len(short) < len(examples):
             count = len(examples) - len(short)
             preferences.notes.append(f"{which}{count:,} longer than {limit} tokens left out")
         parts.append(with_unrelated(unpaired(short)) if settings.loss == "kto" and short else short)
-    return Preferences(parts[0], parts[1], preferences.notes)
+    learned, validation, test = parts
+    return Preferences(learned, validation, test, preferences.notes)
 
 
 def _unchanged(
@@ -187,27 +193,30 @@ def shares_prompts(settings: DPOStage, model: Model) -> bool:
 
 
 def given(settings: DPOStage, context: StageContext, tokenizer: Tokenizer) -> Preferences:
-    """The preferences of `data.preferences` or `data.source`; a share of the prompts, `test` or `dev` is held out."""
+    """The preferences of `data.preferences` or `data.source`; `dev` or a share of the prompts is for validation."""
     data = context.recipe.data_of(settings)
     if data.preferences is not None:
         data = DataSettings(source=data.preferences, validation=data.validation)
     parts = context.parts(data)
     kind = "rated" if settings.loss == "kto" else "preference"
     records: list[Any] = list(parts.corpus("source", format=kind))
-    part = next((part for part in ("test", "dev") if parts.name(part) is not None), None)
-    if part is not None:
-        held_records: list[Any] = list(parts.corpus(part, format=kind))
-    else:
-        records, held_records = parts.split(records, group=prompt_key)
-    learned, notes = encode_preferences(tokenizer, records)
-    held, others = encode_preferences(tokenizer, held_records)
+    sets: dict[str, list[Any]] = {
+        part: [] if parts.name(part) is None else list(parts.corpus(part, format=kind)) for part in ("dev", "test")
+    }
+    held = ""
+    if parts.name("dev") is None:
+        records, sets["dev"] = parts.split(records, group=prompt_key)
+        held = f", {len(sets['dev']):,} of them held out"
     noun = "rated answers" if kind == "rated" else "pairs"
-    count = f"{len(records) + len(held_records):,} {noun} from {data.source}"
-    return Preferences(
-        learned,
-        held,
-        [f"{count}, {len(held_records):,} of them held out", *notes, *(f"held out: {note}" for note in others)],
-    )
+    notes = [f"{len(records) + (len(sets['dev']) if held else 0):,} {noun} from {data.source}{held}"]
+    notes += [f"{len(sets[part]):,} {noun} from {parts.name(part)}" for part in sets if parts.name(part) is not None]
+    encoded = []
+    for which, each in (("", records), ("validation: ", sets["dev"]), ("test: ", sets["test"])):
+        examples, others = encode_preferences(tokenizer, each)
+        encoded.append(examples)
+        notes += [which + note for note in others]
+    learned, validation, test = encoded
+    return Preferences(learned, validation, test, notes)
 
 
 def _judged_by_task(
@@ -244,7 +253,7 @@ def _judged_by_task(
         f"{len(pairs):,} pairs from {total.samples:,} samples of {total.prompts:,} practice questions, "
         f"{total.accuracy:.1%} of them right; the reference answer was chosen in {total.from_gold:,}"
     )
-    return Preferences(pairs, [], [*notes, note])
+    return Preferences(pairs, notes=[*notes, note])
 
 
 def _ranked_by_rewards(
@@ -275,7 +284,7 @@ def _ranked_by_rewards(
         f"{total.mean_reward:.3f}; {total.flat:,} prompts whose samples all had the same reward, "
         f"{total.unscorable:,} samples that no reward could judge"
     )
-    return Preferences(pairs, [], [*notes, note])
+    return Preferences(pairs, notes=[*notes, note])
 
 
 def _sampled(

@@ -17,6 +17,7 @@ from torch import nn
 
 from quatrain.alignment.comparison import comparison, outcome
 from quatrain.alignment.policy import BaseReference, FrozenReference, Reference
+from quatrain.alignment.reward_model import RewardTask
 from quatrain.alignment.rewards import build
 from quatrain.alignment.rewards.base import RewardContext
 from quatrain.alignment.rollouts import (
@@ -32,8 +33,7 @@ from quatrain.alignment.rollouts import (
 )
 from quatrain.alignment.watch import Watch
 from quatrain.core.errors import InputError
-from quatrain.data.corpus import DataParts
-from quatrain.data.records import Conversation, Preference
+from quatrain.data.records import Conversation, Row
 from quatrain.evaluation.evaluate import evaluate
 from quatrain.generation.config import GenerationConfig
 from quatrain.generation.engine import Engine
@@ -56,6 +56,9 @@ LONG_TEXT = 10_000
 """Characters from which on a text is divided at its line breaks, so that it has more than one beginning."""
 CHARACTERS = 24
 """Characters of a text that are read for each token of its beginning."""
+
+SMALL = 100_000_000
+"""Parameters below which a policy on a CPU trains in float32 unless a recipe says otherwise."""
 
 CONSTANT_PHASES = 5
 """Phases without any spread of rewards after which a run stops."""
@@ -133,7 +136,7 @@ def online_job(
         tokenizer,
         cast(Any, objective),
         stream,
-        settings.train.model_copy(update={"batch_tokens": rows * limit}),
+        settings.train.model_copy(update={"batch_tokens": rows * limit, "precision": precision(settings, model)}),
         settings.train.steps or phases * plan.steps,
         length=limit,
         limit=limit,
@@ -153,6 +156,15 @@ def online_job(
         trainee=trained,
         watch=Watch(),
     )
+
+
+def precision(settings: OnlineStage, model: Model) -> Any:
+    """The precision of training. For a small policy on a CPU "auto" is float32: the engine samples with the float32
+    weights, and with bfloat16 the policy that learns would be another one, by a tenth of a nat per token and more.
+    """
+    chosen = settings.train.precision
+    is_small = model.num_parameters() < SMALL and choose_device(settings.train.device).type == "cpu"
+    return "float32" if chosen == "auto" and is_small else chosen
 
 
 def run_online(settings: OnlineStage, context: StageContext, job: TrainingJob) -> StageResult:
@@ -269,22 +281,23 @@ def _task_prompts(task: Task[Any], engine: Engine, held_out: int, as_text: bool)
 def _chat_prompts(context: StageContext, settings: OnlineStage, engine: Engine) -> PromptSets:
     """Conversations without their last answer, which is the example's `reference`."""
     data = context.data_of(settings)
+    splits = ("train", "development")
     if (data.settings.format or data.detected_format()) == "preference":
-        learned, held_out = data.split(list(_preferences(data, "source")))
-        if data.name("dev") is not None:
-            learned, held_out = [*learned, *held_out], list(_preferences(data, "dev"))
+        # The reward stage's own reading: what it holds out is held out here too.
+        pairs = RewardTask(None, data)
+        learned, held_out = ([_of_pair(row) for row in pairs.splits[name]] for name in splits)
     else:
         chats = Instructions(data)
-        learned, held_out = ([_of_chat(chat) for _, chat in chats.splits[name]] for name in ("train", "development"))
+        learned, held_out = ([_of_chat(chat) for _, chat in chats.splits[name]] for name in splits)
     return PromptSets(
         [_chat_prompt(each, engine) for each in learned], [_chat_prompt(each, engine) for each in held_out]
     )
 
 
-def _preferences(data: DataParts, part: str) -> Iterator[dict[str, Any]]:
-    for record in data.corpus(part):
-        if isinstance(record, Preference):
-            yield {"messages": list(record.prompt), "reference": str(record.chosen[-1]["content"])}
+def _of_pair(row: Row) -> dict[str, Any]:
+    if row.fault is not None:
+        raise InputError(f"{row.place}: {row.fault}")
+    return {"messages": list(row.value["prompt"]), "reference": str(row.value["chosen"][-1]["content"])}
 
 
 def _of_chat(messages: Sequence[dict[str, Any]]) -> dict[str, Any]:

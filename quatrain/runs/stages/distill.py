@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from quatrain.core.reading import user_path
-from quatrain.runs.online import OnlineStage, needs_prompts, online_conflicts
+from quatrain.runs.online import OnlineStage, needs_prompts, online_conflicts, online_file_problems
 from quatrain.runs.settings import RecipeSettings
 from quatrain.runs.stage import StageSpec, deferred
 
@@ -28,7 +28,8 @@ class DistillStage(OnlineStage):
 
 
 def file_problems(settings: DistillStage, recipe: RecipeSettings) -> Iterator[str]:
-    """A teacher's folder that is missing."""
+    """A teacher's folder that is missing, and what rewards lack."""
+    yield from online_file_problems(settings, recipe)
     if not (Path(user_path(settings.teacher, "teacher")) / "config.json").is_file():
         yield f"teacher: {settings.teacher} is not a model folder: it has no config.json"
 

@@ -22,7 +22,7 @@ from quatrain.alignment.variants import (
 from quatrain.core.errors import InputError
 from quatrain.core.settings import Problem
 from quatrain.core.wording import format_value
-from quatrain.runs.online import OnlineStage, needs_prompts, online_conflicts, online_lesson
+from quatrain.runs.online import OnlineStage, needs_prompts, online_conflicts, online_file_problems, online_lesson
 from quatrain.runs.stage import StageSpec, deferred
 
 KNOBS = tuple(item.name for item in fields(PolicyVariant))
@@ -84,6 +84,7 @@ SPEC = StageSpec(
     produces=("model",),
     prepare=deferred("quatrain.runs.stages._grpo:prepare"),
     conflicts=online_conflicts,
+    file_problems=online_file_problems,
     teaches=online_lesson,
     distributed=True,
 )

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from quatrain.core.settings import Problem
-from quatrain.runs.online import OnlineStage, needs_prompts, online_conflicts, online_lesson
+from quatrain.runs.online import OnlineStage, needs_prompts, online_conflicts, online_file_problems, online_lesson
 from quatrain.runs.stage import StageSpec, deferred
 
 
@@ -53,6 +53,7 @@ SPEC = StageSpec(
     produces=("model",),
     prepare=deferred("quatrain.runs.stages._ppo:prepare"),
     conflicts=online_conflicts,
+    file_problems=online_file_problems,
     teaches=online_lesson,
     distributed=True,
 )

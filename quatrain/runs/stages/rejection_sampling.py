@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from quatrain.runs.online import OnlineStage, needs_prompts, online_conflicts
+from quatrain.runs.online import OnlineStage, needs_prompts, online_conflicts, online_file_problems
 from quatrain.runs.stage import StageSpec, deferred
 
 
@@ -31,6 +31,7 @@ SPEC = StageSpec(
     produces=("model",),
     prepare=deferred("quatrain.runs.stages._rejection_sampling:prepare"),
     conflicts=online_conflicts,
+    file_problems=online_file_problems,
     teaches=lambda settings: "chat",
     distributed=True,
 )

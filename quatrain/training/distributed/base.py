@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quatrain.training.objectives import Objective
+from quatrain.training.objectives.metrics import Metric
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -24,7 +25,7 @@ class Losses(nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, batch: Any) -> tuple[Tensor, int | Tensor, dict[str, float | Tensor]]:
+    def forward(self, batch: Any) -> tuple[Tensor, int | Tensor, Mapping[str, Metric]]:
         """The objective's loss, weight and metrics for a batch."""
         return self.objective.loss(self.model, batch)
 

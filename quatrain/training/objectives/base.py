@@ -7,7 +7,7 @@ divides once, so that accumulation and data parallelism do not change the loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,9 +20,11 @@ from quatrain.data.batches import IGNORE_INDEX, Batch, TokenBatch, TokenExample,
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.stack import Model
 from quatrain.training.chunked_loss import summed_language_loss
+from quatrain.training.objectives.metrics import Metric
 
-Loss = tuple[Tensor, int, dict[str, float | Tensor]]
-"""The summed loss, the weight to divide it by, and metrics that are summed and divided in the same way."""
+Loss = tuple[Tensor, int, Mapping[str, Metric]]
+"""The summed loss, the weight to divide it by, and metrics that are summed and divided in the same way; a `PartMean`
+among them has a weight of its own."""
 
 Seeds = int | Sequence[int | Sequence[int]]
 """Seeds of a batch: one for the whole batch, or one per example, each an integer or a tuple such as
