@@ -68,3 +68,43 @@ def test_what_cannot_be_scored_is_refused():
     assert len(caught.value.problems) == 3
     with pytest.raises(InputError, match="1 for 2 prompts"):
         engine.score([[5], [6]], [[7]])
+
+
+@pytest.mark.parametrize("family", [llama, gpt2])
+def test_a_tree_of_prompts_gives_what_each_text_gives_alone(family):
+    """Common beginnings are read once; every log-probability stays that of the whole text."""
+    from random import Random
+
+    engine = Engine(random_model(family(vocab_size=TOKENIZER.vocab_size, max_position_embeddings=128)), TOKENIZER)
+    draw = Random(0)
+    text = [[draw.randrange(6, 270) for _ in range(40)] for _ in range(3)]
+    prompts: list[list[int]] = []
+    completions: list[list[int]] = []
+    for beginning in (text[0], text[1], text[0][:20], []):
+        for _ in range(3):
+            prompt = beginning + [draw.randrange(6, 270) for _ in range(draw.randrange(1, 9))]
+            for _ in range(draw.choice((1, 2, 4))):
+                prompts.append(prompt)
+                completions.append([draw.randrange(6, 270) for _ in range(draw.choice((1, 1, 5)))])
+    prompts.append(text[0])  # a prompt that is the beginning of others
+    completions.append([7, 8])
+    for batch_size in (64, 5):
+        scores = engine.score(prompts, completions, batch_size=batch_size, logprobs=2)
+        for prompt, completion, score in zip(prompts, completions, scores, strict=True):
+            logits = engine.model(torch.tensor([prompt + completion]))[0][0].detach().log_softmax(-1)
+            places = range(len(prompt), len(prompt) + len(completion))
+            expected = [float(logits[place - 1, token]) for place, token in zip(places, completion, strict=True)]
+            assert score.logprobs == pytest.approx(expected, abs=1e-4)
+            assert [top[0][0] for top in score.top_logprobs] == [int(logits[place - 1].argmax()) for place in places]
+
+
+def test_a_tree_reads_fewer_tokens(monkeypatch):
+    engine = Engine(random_model(llama(vocab_size=TOKENIZER.vocab_size)), TOKENIZER)
+    read, hidden_states = [], engine.model.hidden_states
+    monkeypatch.setattr(
+        engine.model, "hidden_states", lambda ids, **rest: read.append(ids.numel()) or hidden_states(ids, **rest)
+    )
+    beginning = list(range(10, 40))
+    prompts = [[*beginning, 50 + question] for question in range(8) for _ in range(4)]
+    engine.score(prompts, [[9], [8], [7], [6]] * 8)
+    assert sum(read) == 30 + 8  # not 8 * 4 * 31
