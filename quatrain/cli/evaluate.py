@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from quatrain.cli.arguments import TextArgument
+from quatrain.cli.suites import OPTIONS, SuiteOptions, is_suite, reproduce, run_suites
 
 if TYPE_CHECKING:
     from quatrain.models.transformer.stack import Model
@@ -17,33 +18,36 @@ TEXT_HEADS = ("causal",)
 
 
 def evaluate(
-    model: str,
-    data: str,
-    *,
+    model: str | None = None,
+    /,
+    *what: str,
     context: int | None = None,
-    examples: int | None = None,
+    limit: Annotated[int | None, Parameter(name=("--limit", "--examples"))] = None,
     split: str | None = None,
     databases: str | None = None,
     source_prefix: TextArgument = "",
-    max_new_tokens: int = 120,
+    max_new_tokens: int | None = None,
+    suites: SuiteOptions = OPTIONS,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
-    """Evaluate a model: its loss on a text, or its scores on a task, beside those of a dumb baseline.
+    """Evaluate a model on suites, or on data of your own, beside the scores of dumb baselines and classic methods.
 
-    A causal language model is evaluated on a text, on the answers in chats, or on questions with SQL by running its
-    answers. A model with the head of a task (classes, tags, answers, choices, translation, summaries, similarity) is
-    evaluated on records by the metrics of its task.
+    A suite asks the questions of a benchmark (mmlu, gsm8k, truthfulqa, perplexity, …) and counts the answers in every
+    way that papers use; SUITE:FILE takes other data. Without a suite, a causal language model is evaluated on a text,
+    on the answers in chats, or on questions with SQL by running its answers; a model with the head of a task (classes,
+    tags, answers, choices, translation, summaries, similarity) on records by the metrics of its task.
 
     Parameters
     ----------
     model
         A model folder, a run's folder or name, or an id of the Hugging Face hub.
-    data
-        A file, a folder, hf:owner/name, or a name that `quatrain data list` shows.
+    what
+        Suites, each with its own data or as SUITE:FILE; lm-eval:TASK for a task of lm-eval. Or one source of data: a
+        file, a folder, hf:owner/name, or a name that `quatrain data list` shows.
     context
-        The context in tokens; the model's longest by default.
-    examples
-        How many records, chats or questions to take from the beginning; all by default.
+        The context in tokens of a text's perplexity; the model's longest by default.
+    limit
+        How many examples to take from the beginning; all by default.
     split
         Of a data set of Hugging Face, such as validation.
     databases
@@ -52,10 +56,49 @@ def evaluate(
     source_prefix
         The prefix of each source that an encoder-decoder was trained with, such as "summarize: ".
     max_new_tokens
-        The most tokens of a completion.
+        The most tokens of a completion; 120, or the suite's own number, by default.
     json_lines
-        Write one JSON object, for programs.
+        Write one JSON object for each suite, for programs.
     """
+    from quatrain.core.errors import InputError
+
+    if suites.passport is not None:
+        return reproduce(suites.passport, suites, json_lines=json_lines)
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit {limit}: must be at least 1")
+    asked = [name for name in what if is_suite(name)]
+    if model is None or not what or (asked and len(asked) < len(what)) or (not asked and len(what) > 1):
+        raise InputError(_wrong_arguments(model, what, asked))
+    if asked:
+        return run_suites(model, asked, suites, limit=limit, max_new_tokens=max_new_tokens, context=context,
+                          json_lines=json_lines)  # fmt: skip
+    return _on_data(model, what[0], context, limit, split, databases, source_prefix, max_new_tokens or 120, json_lines)
+
+
+def _wrong_arguments(model: str | None, what: tuple[str, ...], asked: list[str]) -> str:
+    from quatrain.evaluation.suite import suite_names
+
+    known = f"Suites: {', '.join(suite_names())}, and lm-eval:TASK."
+    if model is None:
+        return f"evaluate needs a model and suites or data: quatrain evaluate MODEL mmlu gsm8k. {known}"
+    if not what:
+        return f"evaluate needs suites or data after {model}. {known}"
+    others = ", ".join(name for name in what if name not in asked)
+    return f"{others}: give suites, or one source of data alone. {known}"
+
+
+def _on_data(
+    model: str,
+    data: str,
+    context: int | None,
+    examples: int | None,
+    split: str | None,
+    databases: str | None,
+    source_prefix: str,
+    max_new_tokens: int,
+    json_lines: bool,
+) -> int:
+    """The scores on a source of data by the task that it is for."""
     import sys
 
     from quatrain.core.errors import InputError
@@ -67,8 +110,6 @@ def evaluate(
     longest = network.config.context_length
     if context is not None and not 1 <= context <= longest:
         raise InputError(f"--context {context}: must be from 1 to the model's longest, {longest}")
-    if examples is not None and examples < 1:
-        raise InputError(f"--examples {examples}: must be at least 1")
     examples = None if examples is None else min(examples, sys.maxsize)
     limit = context or longest
     if network.config.head not in TEXT_HEADS:

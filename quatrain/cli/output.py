@@ -28,6 +28,17 @@ def show(text: str = "", *, end: str = "\n") -> None:
     sys.stdout.flush()
 
 
+def show_marked(text: str, *, red: bool) -> None:
+    """`show`, in red on a terminal that shows colours (NO_COLOR forbids them)."""
+    import os
+
+    if red and sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        write_text(sys.stdout, f"\x1b[31m{printable(text)}\x1b[0m\n")
+        sys.stdout.flush()
+        return
+    show(text)
+
+
 def show_text(text: str, *, end: str = "\n") -> None:
     """Write a requested text: unchanged to a file or a pipe, with control characters escaped to a terminal."""
     write_text(sys.stdout, printable(text + end) if sys.stdout.isatty() else text + end)

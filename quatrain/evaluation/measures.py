@@ -1,11 +1,11 @@
 """Scores as sums over examples, so that one bootstrap serves them all, and the tests that compare two models.
 
-A `Measure` keeps a row of numbers for each example and a function from their sum to the score. Accuracy sums (right, 1),
-micro F1 sums (true positives, predicted, true), BLEU sums counts of n-grams. A resample of the examples is then a
-weighted sum of rows, and every score has an interval at the cost of one matrix product.
+A `Measure` keeps a row of numbers for each example and a function from their sum to the score. Accuracy sums
+(right, 1), micro F1 sums (true positives, predicted, true), BLEU sums counts of n-grams. A resample of the examples is
+then a weighted sum of rows, and every score has an interval at the cost of one matrix product.
 
-Percentile bootstrap: Efron 1979; for BLEU Koehn 2004. Paired bootstrap: the same resamples for both models. McNemar 1947,
-exact by the binomial distribution (Edwards 1948 for the correction, which the exact test does not need).
+Percentile bootstrap: Efron 1979; for BLEU Koehn 2004. Paired bootstrap: the same resamples for both models.
+McNemar 1947, exact by the binomial distribution.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Interval:
 class Measure:
     """One score over examples: `statistics` (N, K) are summed over the examples and combined to the score.
 
-    `explanation` says how the score is counted and how it differs from others of the same predictions. `values`: a score
-    of each example alone is the sum of its own row combined, where that means something (`per_example`).
+    `explanation` says how the score is counted and how it differs from others of the same predictions. `per_example`:
+    whether the score of one example alone (`values`) means something.
     """
 
     name: str
@@ -175,12 +175,30 @@ def label_measures(predictions: Sequence[Any], references: Sequence[Any]) -> lis
     right = [float(predicted == true) for predicted, true in zip(predictions, references, strict=True)]
     return [
         mean_of("accuracy", right, "The share of right labels. With one label each, micro F1 is the same number."),
-        Measure("f1_macro", flat, macro, "The mean F1 of the labels: a rare label counts as much as a frequent one.",
-                unit="%", per_example=False),  # fmt: skip
-        Measure("f1_micro", flat, lambda sums: f1_of(sums.reshape(len(sums), 3, -1).sum(2)),
-                "F1 of counts summed over the labels.", unit="%", per_example=False),  # fmt: skip
-        Measure("f1_weighted", flat, weighted, "The mean F1 of the labels, weighted by how often each is true.",
-                unit="%", per_example=False),  # fmt: skip
+        Measure(
+            "f1_macro",
+            flat,
+            macro,
+            "The mean F1 of the labels: a rare label counts as much as a frequent one.",
+            unit="%",
+            per_example=False,
+        ),
+        Measure(
+            "f1_micro",
+            flat,
+            lambda sums: f1_of(sums.reshape(len(sums), 3, -1).sum(2)),
+            "F1 of counts summed over the labels.",
+            unit="%",
+            per_example=False,
+        ),
+        Measure(
+            "f1_weighted",
+            flat,
+            weighted,
+            "The mean F1 of the labels, weighted by how often each is true.",
+            unit="%",
+            per_example=False,
+        ),
     ]
 
 
@@ -208,8 +226,8 @@ def difference(first: Measure, second: Measure, *, seed: int = 0, resamples: int
     """
     if first.count != second.count:
         raise InputError(
-            f"{first.name}: one model was scored on {first.count:,} examples and the other on {second.count:,}; a paired "
-            "comparison needs the same ones. Evaluate both with the same --limit and data."
+            f"{first.name}: one model was scored on {first.count:,} examples and the other on {second.count:,}; a "
+            "paired comparison needs the same ones. Evaluate both with the same --limit and data."
         )
     one, other = (measure.resampled(seed=seed, resamples=resamples) for measure in (first, second))
     apart = (one - other)[np.isfinite(one - other)]

@@ -195,7 +195,11 @@ def _states(
             pieces[row].append(states[: len(ids)])
     numbers = list(pieces)
     owners = [owner for owner, row in enumerate(numbers) for _ in completions[row]]
-    return numbers, torch.cat([part for parts in pieces.values() for part in parts]), torch.tensor(owners, device=device)
+    return (
+        numbers,
+        torch.cat([part for parts in pieces.values() for part in parts]),
+        torch.tensor(owners, device=device),
+    )
 
 
 def _read(model: Model, texts: Sequence[Sequence[int]], cache: KVCache | None) -> Tensor:

@@ -75,6 +75,19 @@ def measure(
     return metrics | scores(objective, predictions, expected), details(predictions, expected)
 
 
+def predictions_of(objective: Any, model: Any, records: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """The model's prediction for each record and the references, as the metrics of the task take them.
+
+    Raises InputError for records that the objective cannot read, since a score over the others would be of another set.
+    """
+    examples, notes = objective.prepare(records)
+    expected = references(objective, examples)
+    if notes or expected is None:
+        raise InputError("evaluation: not all records can be predicted:", notes or ["the objective predicts nothing"])
+    outputs = _run(objective, model, examples, True, BATCH_TOKENS, 0)[3]
+    return list(objective.predictions(examples, outputs)), list(expected)
+
+
 @torch.no_grad()
 def _run(
     objective: Any, model: Any, examples: Sequence[Any], predict: bool, batch_tokens: int, seed: int
