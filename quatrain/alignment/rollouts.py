@@ -47,6 +47,8 @@ TOLERANCE = 1e-4
 """The largest difference of two log-probabilities that must be equal at the start."""
 SHOWN = 8
 """Rollouts of each phase that are written to the stage's folder."""
+PADDED_TO = 8
+"""Rows of a batch are padded to a multiple of so many tokens."""
 NGRAM = 3
 """Tokens of the sequences whose repetition is counted."""
 
@@ -120,7 +122,7 @@ class RolloutBatch(TokenBatch):
 
 
 def collate_rollouts(
-    rollouts: Sequence[Rollout], pad_id: int = 0, *, multiple: int = 8, everything: bool = False
+    rollouts: Sequence[Rollout], pad_id: int = 0, *, multiple: int = PADDED_TO, everything: bool = False
 ) -> RolloutBatch:
     """A batch of rollouts. `everything`: the tokens of rollouts that are not learned are labels too."""
     rows = [[*rollout.prompt, *rollout.ids][:-1] for rollout in rollouts]
@@ -282,14 +284,48 @@ class RolloutPlan:
         """Optimizer steps of a phase."""
         return self.epochs * self.minibatches
 
-    def micro_batches(self, rollouts: int, seed: int, phase: int) -> list[list[int]]:
-        """The rollouts of each micro-batch of a phase, shuffled in every epoch."""
+    def micro_batches(self, lengths: Sequence[int], seed: int, phase: int) -> list[list[int]]:
+        """The rollouts of each micro-batch of a phase, whose rows have these lengths in tokens.
+
+        Every epoch shuffles them into mini-batches. Within one, whose micro-batches are summed, rows of similar length
+        are together (`balanced`).
+        """
         batches = []
         for epoch in range(self.epochs):
-            order = np.random.default_rng((seed, phase, epoch)).permutation(rollouts)
+            order = np.random.default_rng((seed, phase, epoch)).permutation(len(lengths))
             for part in np.array_split(order, self.minibatches):
-                batches += [micro.tolist() for micro in np.array_split(part, self.accumulation)]
+                places = balanced([lengths[number] for number in part], self.accumulation)
+                batches += [[int(part[place]) for place in micro] for micro in places]
         return batches
+
+
+def balanced(lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Places of rows in exactly `parts` batches, longest rows first: the largest batch, with its padding, is smallest.
+
+    There must be a row for each batch.
+    """
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    sizes = [-(-lengths[place] // PADDED_TO) * PADDED_TO for place in order]
+
+    def divided(most: int) -> list[list[int]]:
+        """Batches of at most so many tokens, except for single rows."""
+        batches, start = [], 0
+        while start < len(order):
+            end = min(len(order), start + max(1, most // sizes[start]))
+            batches.append(order[start:end])
+            start = end
+        return batches
+
+    low, high = sizes[0], sizes[0] * len(order)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(divided(middle)) <= parts else (middle + 1, high)
+    batches = divided(low)
+    while len(batches) < parts:
+        widest = max(range(len(batches)), key=lambda number: len(batches[number]))
+        rows = batches[widest]
+        batches[widest : widest + 1] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    return batches
 
 
 def seed_of(*numbers: int) -> int:
@@ -449,7 +485,7 @@ class RolloutStream:
         """Draw and score the rollouts of the next phase, and compute their advantages."""
         self.phase, self.index = self.phase + 1, 0
         metrics = self._draw_kept()
-        self._batches = self.plan.micro_batches(len(self.rollouts), self.sampler.seed, self.phase)
+        self._batches = self._divided()
         started = time.perf_counter()
         self._check_spread()
         if self.phase == 0 or self.objective.measures(self.plan):
@@ -624,8 +660,7 @@ class RolloutStream:
         self.objective.load_state(state["objective"])
         prompts = self.sampler.prompts
         self.rollouts = [Rollout(prompts[record["number"]].ids, [], **record) for record in state["rollouts"]]
-        count = len(self.rollouts)
-        self._batches = self.plan.micro_batches(count, self.sampler.seed, self.phase) if count else []
+        self._batches = []
 
     @property
     def _unfinished(self) -> list[Rollout]:
@@ -656,6 +691,11 @@ class RolloutStream:
         for name in set(COLUMNS) & set(tensors):
             for rollout, column in zip(self.rollouts, tensors[name].split(lengths), strict=True):
                 setattr(rollout, name, column.clone())
+        self._batches = self._divided()
+
+    def _divided(self) -> list[list[int]]:
+        """The rollouts of each micro-batch of this phase."""
+        return self.plan.micro_batches([len(each) for each in self.rollouts], self.sampler.seed, self.phase)
 
 
 def repetition(ids: Sequence[int]) -> float:

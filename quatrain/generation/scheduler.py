@@ -499,14 +499,19 @@ class Scheduler:
         virtual = self.runner.virtual_tokens(sequence.adapter)
         limit = self.runner.original_length
         best: tuple[int | None, int] = (None, 0)
+        # At least one token must be read: its logits choose the next one.
+        most, has_encoder = len(wanted) - 1, self.runner.has_encoder
+        if most < self.min_reuse and not has_encoder:
+            return best
         for index, slot in enumerate(self.slots):
             if slot.key != key or (limit is not None and max(slot.text_length, virtual + len(wanted)) > limit):
                 continue
-            # At least one token must be read: its logits choose the next one.
-            shared = min(_common_prefix(slot.tokens, wanted), len(wanted) - 1, slot.exact)
-            if shared < self.min_reuse or not cache.can_truncate(index, virtual + shared):
-                shared = 0
-            if shared > best[1] or (best[0] is None and self.runner.has_encoder and slot.is_encoded):
+            shared, needed = 0, max(self.min_reuse, best[1] + 1)
+            if _share(slot.tokens, wanted, needed) and needed <= min(most, slot.exact):
+                shared = min(_common_prefix(slot.tokens, wanted), most, slot.exact)
+                if not cache.can_truncate(index, virtual + shared):
+                    shared = 0
+            if shared > best[1] or (best[0] is None and has_encoder and slot.is_encoded):
                 best = index, shared
         return best
 
@@ -534,11 +539,11 @@ class Scheduler:
         ):
             return False
         # A prompt that shares its beginning with one that is about to be read waits for that.
-        wanted, key = _tokens_of(sequence), _key_of(sequence)
-        return all(
-            slot.key != key or _common_prefix([*slot.tokens, *slot.pending], wanted) < max(shared, 1) + self.min_reuse
-            for slot in slots
-        )
+        wanted, key, needed = _tokens_of(sequence), _key_of(sequence), max(shared, 1) + self.min_reuse
+        if len(wanted) < needed:
+            return True
+        texts = ([*slot.tokens, *slot.pending] for slot in slots if slot.key == key)
+        return not any(_share(text, wanted, needed) for text in texts)
 
     def _place(self, sequence: SequenceState, match: int | None, shared: int) -> None:
         """Gives a sequence the slot behind those in use, with `shared` tokens of the matching slot."""
@@ -716,6 +721,15 @@ def _tokens_of(sequence: SequenceState) -> list[int]:
 
 def _key_of(sequence: SequenceState) -> Key:
     return sequence.adapter, None if sequence.decoder_start is None else tuple(sequence.prompt)
+
+
+def _share(one: Sequence[int], other: Sequence[int], count: int) -> bool:
+    """Whether the first `count` tokens of two texts exist and are equal. Most texts differ in the last of these."""
+    return (
+        len(one) >= count <= len(other)
+        and (not count or one[count - 1] == other[count - 1])
+        and one[:count] == other[:count]
+    )
 
 
 def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:

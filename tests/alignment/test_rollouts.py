@@ -8,6 +8,8 @@ import threading
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from online_setup import PROMPTS, Letters, params, policy, ppo_setup, sampler_of, trainer_of, varied
 
 from quatrain.adapters.apply import apply_adapter
@@ -15,7 +17,7 @@ from quatrain.adapters.settings import AdapterSettings
 from quatrain.alignment.policy import BaseReference, completion_states, spread
 from quatrain.alignment.ppo import PPOConfig
 from quatrain.alignment.rewards.base import RewardError
-from quatrain.alignment.rollouts import Prompt, Rollout, RolloutPlan, collate_rollouts, distinct, repetition
+from quatrain.alignment.rollouts import Prompt, Rollout, RolloutPlan, balanced, collate_rollouts, distinct, repetition
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.data.batches import IGNORE_INDEX
 from quatrain.generation.engine import Engine
@@ -160,13 +162,29 @@ def test_rollouts_use_the_current_weights():
 
 def test_micro_batches_divide_every_rollout_once_an_epoch():
     plan = RolloutPlan(5, 3, minibatches=2, epochs=3, accumulation=3)
-    batches = plan.micro_batches(15, 7, 0)
+    lengths = [5] * 15
+    batches = plan.micro_batches(lengths, 7, 0)
     assert len(batches) == 18 and plan.steps == 6
     for epoch in range(3):
         assert sorted(np.concatenate(batches[6 * epoch : 6 * epoch + 6]).tolist()) == list(range(15))
-    assert batches[:6] != batches[6:12] and batches != plan.micro_batches(15, 7, 1)
+    assert batches[:6] != batches[6:12] and batches != plan.micro_batches(lengths, 7, 1)
     with pytest.raises(InputError, match="fewer of these"):
         RolloutPlan(2, 2, minibatches=5)
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=40), st.integers(1, 6))
+def test_micro_batches_of_a_step_are_of_similar_lengths(lengths, parts):
+    parts = min(parts, len(lengths))
+    batches = balanced(lengths, parts)
+    assert sorted(place for batch in batches for place in batch) == list(range(len(lengths)))
+    assert len(batches) == parts and all(batches)
+
+    def largest(batches):
+        return max(len(batch) * -(-max(lengths[place] for place in batch) // 8) for batch in batches)
+
+    in_order = np.array_split(np.arange(len(lengths)), parts)
+    by_length = np.array_split(np.argsort(lengths), parts)
+    assert largest(batches) <= min(largest(in_order), largest(by_length))
 
 
 def test_metrics_and_samples_are_written(tmp_path):
