@@ -111,6 +111,8 @@ class _Look:
         from quatrain.evaluation.inspection.wording import architecture_lines
 
         subject = self.subject
+        if not subject.is_planned:
+            return self._facts()
         config, dtype = subject.config, subject.dtype
         details = architecture(config, dtype=dtype, prepare=subject.prepare)
         self.show([f"{subject.name}: {config.family}, {config.architecture}, head {config.head}"])
@@ -121,6 +123,14 @@ class _Look:
         named = {"family": config.family, "architecture": config.architecture, "head": config.head}
         counts = {"parameters": details.parameters, "dtype": dtype, "bytes": details.bytes, "weights": weights}
         return named | counts | {"choices": choices(config), "tree": details.root.as_dict()}
+
+    def _facts(self) -> dict[str, Any]:
+        """What a classic model says of itself."""
+        from quatrain.evaluation.inspection.wording import fact_lines
+
+        facts, config = self.subject.facts(), self.subject.config
+        self.show([f"{self.subject.name}: {config.family}, head {config.head}", *fact_lines(facts)])
+        return {"family": config.family, "head": config.head, "facts": facts}
 
     def _notes(self) -> list[str]:
         """Notes, such as an adapter or missing weights."""

@@ -67,6 +67,7 @@ def plan(
     """
     from quatrain.cli.output import show_json, show_table
     from quatrain.core.errors import InputError
+    from quatrain.models import classic
     from quatrain.planning.training_plan import plan_method
 
     train: dict[str, Any] = _given(
@@ -75,6 +76,8 @@ def plan(
     )  # fmt: skip
     adapter = _given(rank=rank, target_modules=target_modules or None, trainable_tokens=trainable_tokens)
     config, recipe, stored = _config(model, overrides)
+    if classic.find(config.family) is not None:
+        raise InputError(f"{model}: a plan is for transformers, and this is a model of type {config.family}.")
     method_plan = None
     if method is not None:
         method_plan = plan_method(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,11 +38,17 @@ each token of the vocabulary."""
 def text_loss(model: Model, tokens: np.ndarray, *, context: int, batch_tokens: int = BATCH_TOKENS) -> TextLoss:
     """The mean loss of a text of ids (N,) in windows of `context` tokens without overlap; the last window is shorter.
 
-    Every token but the first is predicted exactly once. Raises InputError for a text of fewer than two tokens.
+    Every token but the first is predicted exactly once. A model that carries a state reads the text in one pass.
+    Raises InputError for a text of fewer than two tokens.
     """
     predicted = len(tokens) - 1
     if predicted < 1:
         raise InputError(f"A text of {len(tokens)} tokens has nothing to predict; at least 2 are needed.")
+    if model.carries_state:
+        was_training = model.training
+        total, count = cast(Any, model.eval()).text_loss(tokens)
+        model.train(was_training)
+        return TextLoss(total / count, count)
     was_training = model.training
     model.eval()
     total = 0.0

@@ -18,13 +18,13 @@ from quatrain.generation.choosing import TokenChooser
 from quatrain.generation.config import GenerationConfig, read_generation_config
 from quatrain.generation.params import SamplingParams
 from quatrain.generation.requests import Completion, Request, SequenceState, TextChunk, row_seeds
-from quatrain.generation.runner import ModelRunner, context_limit, has_encoder, virtual_tokens
+from quatrain.generation.runner import context_limit, has_encoder
 from quatrain.generation.scheduler import Scheduler, Statistics
 from quatrain.generation.scoring import CompletionScore, score_completions
 from quatrain.generation.speculative import DraftModel, Proposer
+from quatrain.generation.states import make_runner
 from quatrain.generation.text import TokenizerLike, special_token_id, stopped, token_ids_of
 from quatrain.models.transformer.stack import Model
-from quatrain.planning.limits import check_generation
 
 if TYPE_CHECKING:
     from quatrain.adapters.adapter_set import AdapterChoice
@@ -91,7 +91,7 @@ class Engine:
         if speculation is not None:
             speculation.check(model, self.target_tokenizer)
         self.scheduler = Scheduler(
-            ModelRunner(model, native=native),
+            make_runner(model, native=native),
             self.chooser,
             is_stopped=partial(_is_stopped, self.target_tokenizer),
             proposer=speculation,
@@ -503,17 +503,7 @@ class Engine:
 
     def _check_memory(self, sequence: SequenceState) -> None:
         """Raises InputError if a sequence alone does not fit in the device's memory."""
-        model = self.model
-        check_generation(
-            model.config,
-            prompts=1,
-            beams=sequence.params.rows,
-            prompt_tokens=len(sequence.prompt),
-            new_tokens=sequence.limit,
-            virtual_tokens=virtual_tokens(model, sequence.adapter),
-            item_bytes=model.embed_tokens.weight.element_size(),
-            device=model.device,
-        )
+        self.scheduler.runner.check_memory(sequence)
 
     def remaining_tokens(self, ids: Sequence[int], adapter: str | None = None) -> int | None:
         """How many new tokens fit into the model's context after a prompt; None if the context has no limit."""
@@ -547,6 +537,9 @@ class Engine:
             problems.append(
                 f"negative_prompt: {len(negative)} tokens; the model reads {least} and needs one for its answer"
             )
+        if params.penalty_alpha and not self.model.compares_hidden_states:
+            kind = self.model.config.family
+            problems.append(f"penalty_alpha: the hidden states of a {kind} model are not comparable vectors")
         longest = self.settings.max_length if params is self.recommended else None
         problems += [
             f"prompt {number}: {len(ids)} tokens; the model's settings allow max_length {longest}, its answer included"

@@ -22,6 +22,8 @@ from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.kv_cache import KVCache
 from quatrain.models.transformer.positions import depends_on_length, original_length
 from quatrain.models.transformer.stack import Model
+from quatrain.planning.counts import kv_cache_bytes
+from quatrain.planning.limits import check_generation
 
 
 def has_encoder(config: ModelConfig) -> bool:
@@ -73,6 +75,27 @@ class ModelRunner:
         """Tokens past which the rotary frequencies depend on the length of the text; None where they never do."""
         if self._scaling is not None:
             self.original_length = original_length(self._scaling, model.config.max_position_embeddings)
+
+    def sibling(self, slots: int) -> ModelRunner:
+        """A runner of the same model with its own slots."""
+        return ModelRunner(self.model, slots)
+
+    def slot_bytes(self, slots: int, length: int) -> int:
+        """Bytes of so many slots for texts of `length` tokens."""
+        return kv_cache_bytes(self.model.config, length, slots, str(self.cache.dtype).removeprefix("torch."))
+
+    def check_memory(self, sequence: SequenceState) -> None:
+        """Raises InputError if a sequence alone does not fit in the device's memory."""
+        check_generation(
+            self.model.config,
+            prompts=1,
+            beams=sequence.params.rows,
+            prompt_tokens=len(sequence.prompt),
+            new_tokens=sequence.limit,
+            virtual_tokens=virtual_tokens(self.model, sequence.adapter),
+            item_bytes=self.model.embed_tokens.weight.element_size(),
+            device=self.model.device,
+        )
 
     def refresh(self) -> None:
         """Decides what runs plain decoding steps, and again if the model has changed; call it before each batch."""
@@ -259,7 +282,7 @@ class SearchBatch:
 
         The rows have a cache of their own, and the model and native code of `runner`.
         """
-        self.runner, self._native = ModelRunner(runner.model, len(sequences)), runner.native
+        self.runner, self._native = runner.sibling(len(sequences)), runner.native
         self.runner.hidden_states = [] if keep_hidden else None
         self.device, self.adapters = self.runner.device, [sequence.adapter for sequence in sequences]
         self.sources = [sequence.prompt for sequence in sequences] if self.runner.has_encoder else None

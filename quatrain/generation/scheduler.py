@@ -33,7 +33,6 @@ from quatrain.generation.runner import ModelRunner
 from quatrain.generation.speculative import Proposal, Proposer, accept_or_replace
 from quatrain.models.kernels.decode import memory_bandwidth
 from quatrain.models.kernels.threads import one_torch_thread
-from quatrain.planning.counts import kv_cache_bytes
 from quatrain.planning.limits import fits
 from quatrain.planning.machine import available_memory
 
@@ -618,8 +617,7 @@ class Scheduler:
     def _fits_slots(self, slots: int, length: int) -> bool:
         """Whether memory suffices for a cache of so many slots of `length` tokens."""
         cache = self.runner.cache
-        size = kv_cache_bytes(self.runner.model.config, length, slots, str(cache.dtype).removeprefix("torch."))
-        return fits(size - cache.nbytes, cache.device)
+        return fits(self.runner.slot_bytes(slots, length) - cache.nbytes, cache.device)
 
     def _retire(self, index: int, clear: bool = False) -> SequenceState:
         """Takes the sequence out of a slot in use, which becomes idle and keeps its tokens unless `clear`."""

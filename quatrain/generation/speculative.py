@@ -20,7 +20,8 @@ from torch import Tensor
 from quatrain.core.errors import InputError
 from quatrain.generation.filters import draw, processors
 from quatrain.generation.requests import SequenceState
-from quatrain.generation.runner import ModelRunner, context_limit
+from quatrain.generation.runner import context_limit
+from quatrain.generation.states import make_runner
 from quatrain.generation.text import TokenizerLike
 from quatrain.models.transformer.stack import Model
 
@@ -119,7 +120,7 @@ class DraftModel:
         """`tokenizer` is compared with that of the model which it serves. `native` as for `Engine`."""
         if count < 1:
             raise InputError(f"draft model: count {count}; must be at least 1")
-        self.runner, self.tokenizer, self.count = ModelRunner(model.eval(), native=native), tokenizer, count
+        self.runner, self.tokenizer, self.count = make_runner(model.eval(), native=native), tokenizer, count
         self.draws = True
         self.rows: list[SequenceState] = []
         """The sequence in each slot."""

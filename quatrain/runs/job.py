@@ -43,7 +43,8 @@ class TrainingJob:
     the preflight that the examples are rendered chats. `watch` raises alarms from the logged metrics of an alignment,
     and `outcome` measures the model on held-out prompts, before (None) and after it, beside the model of the start.
     `trainee` is what the trainer trains, if that is more than the
-    model; its `save_value` and `load_value` write and read the rest beside the weights of a checkpoint.
+    model; its `save_value` and `load_value` write and read the rest beside the weights of a checkpoint. `describe`
+    returns a readable form of a batch that is not one of token ids, to be saved where a step fails.
     """
 
     model: Model
@@ -67,6 +68,7 @@ class TrainingJob:
     watch: Watch | None = None
     outcome: Callable[[Any], dict[str, Any]] | None = None
     trainee: Any = None
+    describe: Callable[[Any], Any] | None = None
 
     @property
     def trained(self) -> nn.Module:

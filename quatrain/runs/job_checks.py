@@ -45,6 +45,8 @@ def inspect_examples(job: TrainingJob) -> DataReport:
 def memory_problem(job: TrainingJob) -> str | None:
     """Why a job cannot fit in memory, computed before it allocates anything; None where no reason is known."""
     model, settings = job.model, job.settings
+    if not model.is_planned:
+        return None
     device = choose_device(settings.device)
     tokens = settings.batch_tokens // settings.accumulation
     if job.examples is not None:

@@ -180,6 +180,12 @@ def train(
     learning.trained.to(device)
     newest = checkpoints.newest_intact(context.checkpoints, context.reporter.warn)
     resume_step = int(newest.name.removeprefix("step-")) if newest else 0
+
+    def activations(shape: tuple[int, ...], precision: str) -> dict[str, int]:
+        return step_activations(
+            model.config, settings, shape, precision=precision, adapter=learning.adapter, device=device
+        )
+
     with (
         metrics_log(context, resume_step) as log,
         trackers(context, resume_step) as tracked,
@@ -197,10 +203,8 @@ def train(
             progress=task.update,
             resumed=lambda step: context.reporter.info(f"{context.name} resumes at step {step:,} of {steps:,}."),
             warn=context.reporter.warn,
-            describe=partial(decoded, learning.tokenizer),
-            estimate=lambda shape, precision: step_activations(
-                model.config, settings, shape, precision=precision, adapter=learning.adapter, device=device
-            ),
+            describe=learning.describe or partial(decoded, learning.tokenizer),
+            estimate=activations if model.is_planned else None,
         )
         trainer = Trainer(
             learning.trained,
@@ -217,7 +221,7 @@ def train(
         result = trainer.train()
         elapsed = time.perf_counter() - began
     trainable, total, _ = count_trainable_parameters(model)
-    flops = flops_per_token(model.config, learning.length, training=True) * result.size
+    flops = _flops_per_token(model, learning.length) * result.size
     return result, StageResult(
         tokens=result.size,
         flops=flops,
@@ -234,6 +238,14 @@ def train(
         }
         | ({} if learning.watch is None else {"alarms": [alarm.as_dict() for alarm in learning.watch.alarms]}),
     )
+
+
+def _flops_per_token(model: Any, length: int) -> float:
+    """Operations of one token, or example, in training."""
+    if model.is_planned:
+        return flops_per_token(model.config, length, training=True)
+    own: float = model.config.flops_per_token(training=True)
+    return own
 
 
 def metrics_log(context: StageContext, resume_step: int) -> AbstractContextManager[MetricsLog | None]:

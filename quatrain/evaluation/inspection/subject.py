@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from quatrain.core.errors import InputError
 from quatrain.loading.model import load_weights
-from quatrain.models import hub
+from quatrain.models import classic, hub
 from quatrain.models.families import get_family
 from quatrain.models.hub import ADAPTER_CONFIG
 from quatrain.models.io import sentence_transformers
-from quatrain.models.io.model_folder import check_size, config_of, read_config
+from quatrain.models.io.model_folder import check_size, config_of, load_config, read_config
 from quatrain.models.io.safetensors_reader import INDEX, WEIGHTS, SafetensorsReader, weight_files
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.stack import Model
@@ -87,8 +87,23 @@ class Subject:
                 return config_of(
                     raw, head=taught["head"], labels=labels or None, problem_type=taught.get("problem_type")
                 )
+        if not self.is_planned:
+            return load_config(self.base)
         config = get_family(raw.get("model_type")).from_hf(raw, head=None if pooled is None else "embedding")
         return config if pooled is None else config.replace(**pooled)
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether the model is a transformer, whose architecture follows from its configuration; the classic models
+        describe themselves (`facts`).
+        """
+        return classic.find(self.raw_config.get("model_type")) is None
+
+    def facts(self) -> dict[str, Any]:
+        """What a classic model says of itself: names to numbers, texts or rows."""
+        model: Any = self.model
+        described: dict[str, Any] = model.describe()
+        return described
 
     def prepare(self, model: Model) -> None:
         """Replace layers of a model without weights by quantized layers and adapters."""
@@ -115,7 +130,8 @@ class Subject:
         try:
             paths = list(weight_files(self.base))
             with SafetensorsReader(self.base) as tensors:
-                check_size(self.config, tensors)
+                if self.is_planned:
+                    check_size(self.config, tensors)
                 counts: Counter[str] = Counter()
                 for name in tensors.names:
                     elements = 1

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from quatrain.core.wording import format_bytes, shorten
+from quatrain.core.wording import format_bytes, shorten, text_table
 from quatrain.evaluation.inspection.architecture import Architecture, ModulePart
 from quatrain.evaluation.inspection.choices import choices
 from quatrain.evaluation.inspection.neighbours import Neighbour
@@ -36,6 +37,31 @@ def architecture_lines(result: Architecture, *, width: int = 100) -> Iterator[st
         lines = textwrap.wrap(chosen, max(20, width - margin)) or [""]
         yield f"{name:<{margin}}{lines[0]}"
         yield from (" " * margin + line for line in lines[1:])
+
+
+def fact_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    """What a classic model says of itself: a line for each fact, then a table for each list of rows."""
+    plain = {name: value for name, value in facts.items() if not _is_rows(value)}
+    margin = max(map(len, plain), default=0) + 2
+    for name, value in plain.items():
+        yield f"{name:<{margin}}{_fact(value)}"
+    for name, rows in facts.items():
+        if _is_rows(rows) and rows:
+            columns = list(dict.fromkeys(column for row in rows for column in row))
+            cells = [[_fact(row[column]) if column in row else "" for column in columns] for row in rows]
+            yield from ("", f"{name}:", *text_table(columns, cells).splitlines())
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, dict) for row in value)
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}" if value < 10**15 else f"{float(value):.3g}"
+    return f"{value:.4g}"
 
 
 def _tree(root: ModulePart, width: int, *, uniform: bool) -> Iterator[str]:

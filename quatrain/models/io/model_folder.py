@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from quatrain.core.atomic import atomic_write, write_json
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.reading import read_json, user_path
 from quatrain.core.wording import format_value
+from quatrain.models import classic
 from quatrain.models.families import Head, get_family
 from quatrain.models.families.mapping import GENERATION, LABELLED
 from quatrain.models.io import sentence_transformers
@@ -47,6 +48,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 def load_config(folder: str | Path) -> ModelConfig:
     """The configuration of a model folder, without its weights."""
     config = read_config(folder)
+    if (kind := classic.find(config.get("model_type"))) is not None:
+        own: ModelConfig = kind.read_config(config, folder)
+        return own
     return get_family(config.get("model_type")).from_hf(config)
 
 
@@ -86,6 +90,10 @@ def load(
     """
     folder = Path(folder)
     raw = read_config(folder)
+    if (kind := classic.find(raw.get("model_type"))) is not None:
+        options: dict[str, Any] = {"head": head, "labels": labels, "problem_type": problem_type, "seed": seed}
+        given = {name: value for name, value in options.items() if value is not None}
+        return cast(Model, kind.load(folder, raw, dtype=dtype, device=device, **given))
     if raw.get("quantization_config") and prepare is None:
         raise InputError(
             f"{folder}: a quantized model; load it with quatrain.loading.model.load_model. To train every weight, "
@@ -228,6 +236,9 @@ def save(
     Shards past `shard_bytes`, with an index. Raises QuatrainError on a full or unwritable disk.
     """
     folder = Path(folder)
+    if classic.find(model.config.family) is not None:
+        cast(Any, model).save(folder)
+        return
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in file_state_dict(model).items()}
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     config = get_family(model.config.family).to_hf(model.config) | {"dtype": dtype} | (extra_config or {})

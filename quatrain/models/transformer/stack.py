@@ -6,7 +6,7 @@ Families (`quatrain.models.families`) differ in their configuration alone. Param
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,11 @@ class Model(Stack):
     -100 at positions without a target. The loss is unreduced, in nats, and 0 where the label is -100. `forward` lists
     the outputs and labels of the other heads.
     """
+
+    carries_state: ClassVar[bool] = False
+    compares_hidden_states: ClassVar[bool] = True
+    is_planned: ClassVar[bool] = True
+    """What sets it apart from the models in `quatrain.models.classic`, which say the same of themselves."""
 
     def __init__(self, config: ModelConfig):
         check_weights(config, 8 * torch.get_default_dtype().itemsize, torch.get_default_device())

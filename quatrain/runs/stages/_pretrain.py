@@ -18,7 +18,7 @@ from quatrain.runs.assess import assess, preview
 from quatrain.runs.job import TrainingJob, Validate
 from quatrain.runs.learning import example_stream, learn, with_dropout
 from quatrain.runs.material import as_wanted, fresh_model, model_folder_of, pieces, tokenizer_of
-from quatrain.runs.settings import HEAD_OF_OBJECTIVE
+from quatrain.runs.settings import HEAD_OF_OBJECTIVE, StageSettings
 from quatrain.runs.stage import StageContext, StageResult
 from quatrain.runs.stages.pretrain import PretrainStage
 from quatrain.runs.streaming import Make, of_texts, streamed
@@ -248,7 +248,7 @@ def starting_model(settings: PretrainStage, context: StageContext, tokenizer: To
     return model
 
 
-def split_tokens(settings: PretrainStage, context: StageContext, tokenizer: Tokenizer) -> tuple[TokenFile, TokenFile]:
+def split_tokens(settings: StageSettings, context: StageContext, tokenizer: Tokenizer) -> tuple[TokenFile, TokenFile]:
     """The training ids and the held-out ids: those of `data.dev`, or the last `data.validation` share of the text."""
     data = context.recipe.data_of(settings)
     whole = make_token_file(settings, context, tokenizer, "source")
@@ -257,7 +257,7 @@ def split_tokens(settings: PretrainStage, context: StageContext, tokenizer: Toke
     return whole.split(data.validation)
 
 
-def make_token_file(settings: PretrainStage, context: StageContext, tokenizer: Tokenizer, part: str) -> TokenFile:
+def make_token_file(settings: StageSettings, context: StageContext, tokenizer: Tokenizer, part: str) -> TokenFile:
     """The ids of a part of the data, memory-mapped; the token file is built if it does not exist."""
     folder = context.stage_folder / ("tokens" if part == "source" else f"tokens-{part}")
     if (folder / token_file.ABOUT).exists():
