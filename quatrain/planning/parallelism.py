@@ -1,0 +1,237 @@
+"""Memory of one device when a training is spread over many: ZeRO and FSDP, tensor and pipeline parallelism.
+
+Weights, gradients and optimizer states follow Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054): mixed-precision Adam
+holds 2 + 2 + 12 bytes a parameter. Activations follow Korthikanti et al. 2022 (arXiv 2205.05198): s b h (34 + 5 a s / h)
+bytes for a layer of GPT-3's shape, generalized here to grouped-query attention and gated feed-forward layers.
+
+These are formulas, for devices that are not here. The memory of a training on this machine is estimated by running the
+training code without data: `quatrain.planning.training_memory`. `quatrain plan --verify` compares the formulas with
+what a small model holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from quatrain.core.errors import InputError
+from quatrain.core.wording import format_bytes
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.planning import counts
+
+OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "muon": 4, "sgd": 0}
+"""Bytes of optimizer states of one parameter, without a float32 master copy (4 more in 16 bits)."""
+
+Checkpointing = Literal["none", "selective", "full"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How devices share a training: `data` x `tensor` x `pipeline` devices.
+
+    `zero` shards over the data-parallel devices: 1 the optimizer states, 2 also the gradients, 3 (FSDP) also the weights.
+    `shard_group` limits the sharding to groups of so many devices, with copies between the groups (hybrid FSDP).
+    """
+
+    data: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    zero: int = 0
+    shard_group: int | None = None
+    sequence_parallel: bool = True
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}: {getattr(self, name)}; must be at least 1"
+            for name in ("data", "tensor", "pipeline")
+            if getattr(self, name) < 1
+        ]
+        if self.zero not in (0, 1, 2, 3):
+            problems.append(f"zero: {self.zero}; must be 0, 1, 2 or 3")
+        if self.shard_group is not None and not problems:
+            if self.zero == 0:
+                problems.append("shard_group: only with zero 1, 2 or 3: nothing is sharded without it")
+            if self.shard_group < 1 or self.data % self.shard_group:
+                problems.append(f"shard_group: {self.shard_group}; must divide the data-parallel devices ({self.data})")
+        if problems:
+            raise InputError("This layout cannot be planned:", problems)
+
+    @property
+    def devices(self) -> int:
+        """All devices."""
+        return self.data * self.tensor * self.pipeline
+
+    @property
+    def shards(self) -> int:
+        """Devices that hold the parts of one copy of what is sharded."""
+        return 1 if self.zero == 0 else self.shard_group or self.data
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises InputError, with all problems, if the model's shapes cannot be split so."""
+        problems = []
+        for name in ("num_attention_heads", "intermediate_size"):
+            if getattr(config, name) % self.tensor:
+                problems.append(f"tensor: {self.tensor}; must divide {name} ({getattr(config, name):,})")
+        if self.pipeline > config.num_hidden_layers:
+            problems.append(f"pipeline: {self.pipeline}; must be at most the {config.num_hidden_layers} layers")
+        if problems:
+            raise InputError("This layout does not fit the model:", problems)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one device computes at a time: `micro_batch` texts of `context` tokens, and what it keeps for the backward
+    pass. `flash`: attention scores are not stored. `chunked_loss`: logits are not stored either."""
+
+    micro_batch: int = 1
+    context: int = 2048
+    precision: str = "bfloat16"
+    optimizer: str = "adamw"
+    checkpointing: Checkpointing = "none"
+    flash: bool = True
+    chunked_loss: bool = True
+    offload: bool = False
+    """Optimizer states are held in host memory."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}: {getattr(self, name)}; must be at least 1"
+            for name in ("micro_batch", "context")
+            if getattr(self, name) < 1
+        ]
+        if self.precision not in ("float32", "bfloat16", "float16"):
+            problems.append(f"precision: {self.precision!r}; must be float32, bfloat16 or float16")
+        if self.optimizer not in OPTIMIZER_BYTES:
+            problems.append(f"optimizer: {self.optimizer!r}; must be one of {', '.join(OPTIMIZER_BYTES)}")
+        if problems:
+            raise InputError("This step cannot be planned:", problems)
+
+    @property
+    def element(self) -> int:
+        """Bytes of an element of weights, gradients and activations."""
+        return 4 if self.precision == "float32" else 2
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of optimizer states of one parameter, with the float32 master copy of 16-bit weights."""
+        return OPTIMIZER_BYTES[self.optimizer] + (0 if self.element == 4 else 4)
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes on the device with the most of them. `host`: optimizer states in host memory, not in the total."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    host: float = 0
+
+    @property
+    def total(self) -> float:
+        """All parts on the device."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: bytes by part, and the total."""
+        return asdict(self) | {"total": self.total}
+
+    def rows(self, step: Step, layout: Layout) -> Iterator[list[str]]:
+        """Lines of a table: what, how much, formula."""
+        split = layout.tensor * layout.pipeline
+        of = f" / {split}" if split > 1 else ""
+        sharded = [f" / {layout.shards} shards" if layout.zero >= least else "" for least in (3, 2, 1)]
+        yield ["weights", format_bytes(self.weights), f"{step.element} N{of}{sharded[0]}"]
+        yield ["gradients", format_bytes(self.gradients), f"{step.element} N{of}{sharded[1]}"]
+        place = " in host memory" if step.offload else ""
+        yield [
+            f"optimizer{place}", format_bytes(self.host or self.optimizer), f"{step.state_bytes} N{of}{sharded[2]}"
+        ]  # fmt: skip
+        yield ["activations", format_bytes(self.activations), f"checkpointing: {step.checkpointing}"]
+        if self.logits:
+            yield ["logits", format_bytes(self.logits), f"tokens x vocabulary x {step.element + 4}"]
+        yield ["memory of one device", format_bytes(self.total), "the sum"]
+
+
+def state_memory(parameters: float, step: Step, layout: Layout) -> tuple[float, float, float]:
+    """Bytes of weights, gradients and optimizer states on one device, for a bare number of parameters."""
+    own = parameters / (layout.tensor * layout.pipeline)
+    weights = step.element * own / (layout.shards if layout.zero >= 3 else 1)
+    gradients = step.element * own / (layout.shards if layout.zero >= 2 else 1)
+    return weights, gradients, step.state_bytes * own / layout.shards
+
+
+def layer_activation_bytes(config: ModelConfig, step: Step, tensor: int = 1, sequence_parallel: bool = True) -> float:
+    """Bytes that one decoder layer keeps for the backward pass of one micro-batch.
+
+    Counted: the input of every norm, matrix product, activation function and gate, and with dropout its masks. Tensor
+    parallelism divides what attention and feed-forward hold inside; sequence parallelism also the rest.
+    """
+    tokens = step.micro_batch * step.context
+    e, h, f = step.element, config.hidden_size, config.intermediate_size
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    if step.checkpointing == "full":
+        return tokens * e * h / (tensor if sequence_parallel else 1)
+    masks = 2 * h if config.dropout else 0
+    outside = e * 4 * h + masks  # inputs of two norms and of the two blocks after them
+    inside = e * (queries + 2 * keys + queries)  # queries, keys and values, and the input of the output projection
+    inside += e * (4 if config.feed_forward == "gated" else 2) * f
+    if step.checkpointing == "none" and not step.flash:
+        inside += config.num_attention_heads * step.context * ((2 * e + 1) if config.dropout else e)
+    return tokens * (outside / (tensor if sequence_parallel else 1) + inside / tensor)
+
+
+def device_memory(config: ModelConfig, step: Step, layout: Layout = Layout()) -> DeviceMemory:
+    """Memory of the fullest device. Raises InputError for a context beyond the model's, and for impossible splits.
+
+    Pipeline stages hold as many micro-batches in flight as there are stages (the 1F1B schedule), so that the first stage
+    holds the activations of all layers for one micro-batch.
+    """
+    if step.context > config.max_position_embeddings:
+        raise InputError(
+            f"context: {step.context:,}; must be at most the model's longest, {config.max_position_embeddings:,}"
+        )
+    layout.check(config)
+    weights, gradients, optimizer = state_memory(counts.parameters(config), step, layout)
+    layers = config.num_hidden_layers + (config.num_encoder_layers if config.architecture == "encoder-decoder" else 0)
+    per_layer = layer_activation_bytes(config, step, layout.tensor, layout.sequence_parallel)
+    activations = per_layer * layers
+    if step.checkpointing == "full":  # one layer is computed again in full
+        whole = Step(**{**asdict(step), "checkpointing": "none"})
+        activations += layer_activation_bytes(config, whole, layout.tensor, layout.sequence_parallel)
+    tokens = step.micro_batch * step.context
+    logits = 0.0 if step.chunked_loss else tokens * config.vocab_size * (step.element + 4) / layout.tensor
+    return DeviceMemory(
+        weights, gradients, 0.0 if step.offload else optimizer, activations, logits, optimizer if step.offload else 0.0
+    )
+
+
+def largest_micro_batch(config: ModelConfig, step: Step, layout: Layout, memory: float) -> int:
+    """The largest micro-batch that fits into `memory` bytes of a device; 0 if not even one text does."""
+
+    def fits(size: int) -> bool:
+        return device_memory(config, Step(**{**asdict(step), "micro_batch": size}), layout).total <= memory
+
+    if not fits(1):
+        return 0
+    low, high = 1, 2
+    while fits(high):
+        low, high = high, 2 * high
+        if high > 2**24:
+            return low
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def largest_model(memory: float, step: Step, layout: Layout = Layout(), *, share: float = 0.8) -> float:
+    """The most parameters whose weights, gradients and states take at most `share` of a device's memory.
+
+    The rest is left for activations. The three parts are linear in the number of parameters.
+    """
+    weights, gradients, optimizer = state_memory(1.0, step, layout)
+    return share * memory / (weights + gradients + (0.0 if step.offload else optimizer))
