@@ -158,6 +158,9 @@ def annotation_at(cls: type[Settings], place: Place, data: Any) -> Any:
             arguments = typing.get_args(annotation)
             annotation = arguments[0] if typing.get_origin(annotation) is tuple and arguments else None
             data = data[part] if isinstance(data, list) and -len(data) <= part < len(data) else None
+        elif typing.get_origin(annotation) is dict:
+            annotation = typing.get_args(annotation)[1]
+            data = data.get(part) if isinstance(data, Mapping) else None
         else:
             fields = annotation.model_fields if _is_settings(annotation) else {}
             annotation = _annotation(fields[part]) if part in fields else None
@@ -243,6 +246,9 @@ def _real_place(cls: type[Settings], location: tuple[str | int, ...], data: Any)
             arguments = typing.get_args(chosen)
             annotation = arguments[0] if arguments else None
             data = data[part] if isinstance(data, list | tuple) and part < len(data) else None
+        elif typing.get_origin(chosen) is dict:
+            annotation = typing.get_args(chosen)[1]
+            data = data.get(part) if isinstance(data, Mapping) else None
         elif _is_settings(chosen):
             annotation = _annotation(chosen.model_fields[part]) if part in chosen.model_fields else None
             data = data.get(part) if isinstance(data, Mapping) else None

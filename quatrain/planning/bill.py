@@ -2,9 +2,9 @@
 
 FLOPs: 6 N D (Kaplan et al. 2020, arXiv 2001.08361), 2 N D forward and 4 N D backward. Full activation checkpointing
 computes the forward pass twice, so that the hardware does 8 N D; *model* FLOPs utilization counts 6 N D, *hardware*
-FLOPs utilization all that is computed (Chowdhery et al. 2022, arXiv 2204.02311; Korthikanti et al. 2022, arXiv 2205.05198).
-Energy is the board power of all devices over the whole time, an upper bound; multiply by the power usage effectiveness
-(PUE) of the data centre for cooling and losses.
+FLOPs utilization all that is computed (Chowdhery et al. 2022, arXiv 2204.02311; Korthikanti et al. 2022, arXiv
+2205.05198). Energy is the board power of all devices over the whole time, an upper bound; multiply by the power usage
+effectiveness (PUE) of the data centre for cooling and losses.
 """
 
 from __future__ import annotations
@@ -85,7 +85,11 @@ class Bill:
         """Lines of a table: what, how much, formula."""
         peak = cluster.device.flops_per_second(cluster.precision)
         yield ["training FLOPs", f"{self.flops:.3g}", "6 N D"]
-        yield ["PF-days", f"{self.pf_days:,.4g}", "FLOPs / (1e15 x 86,400 s)"]
+        yield [
+            "PF-days",
+            f"{self.pf_days:,.0f}" if self.pf_days >= 100 else f"{self.pf_days:.3g}",
+            "FLOPs / (1e15 x 86,400 s)",
+        ]
         name = f"{cluster.count:,} x {cluster.device.name}"
         yield [
             "time", f"{format_duration(self.seconds)} ({self.seconds / 86_400:,.1f} days) on {name}",
@@ -153,8 +157,8 @@ def cheapest_clusters(
     """The clusters that finish `flops` within `days`, cheapest first.
 
     A cluster has enough devices for the deadline and for `state_bytes` (weights, gradients and optimizer states, fully
-    sharded), rounded up to whole machines of `group` devices. Devices without a price or without this precision are left
-    out. Raises InputError for a deadline that is not positive.
+    sharded), rounded up to whole machines of `group` devices. Devices without a price or without this precision are
+    left out. Raises InputError for a deadline that is not positive.
     """
     if not days > 0:
         raise InputError(f"deadline: {days} days; must be above 0")
@@ -166,7 +170,9 @@ def cheapest_clusters(
             continue
         if device.price is None:
             continue
-        count = max(math.ceil(flops / (peak * utilization * days * 86_400)), math.ceil(state_bytes / (device.memory * 1e9)))
+        count = max(
+            math.ceil(flops / (peak * utilization * days * 86_400)), math.ceil(state_bytes / (device.memory * 1e9))
+        )
         count = max(1, math.ceil(count / group) * group)
         seconds = flops / (peak * utilization * count)
         offers.append(Offer(key, count, seconds / 86_400, seconds / 3600 * count * device.price))

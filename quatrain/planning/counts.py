@@ -7,6 +7,7 @@ per token and weight of a matrix product, plus those of attention. The memory of
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -77,6 +78,36 @@ def parameters(config: ModelConfig) -> int:
     return _counted(config, lambda model: model.num_parameters())
 
 
+PARTS = {
+    "embeddings": ("embed", "position", "wte", "wpe"),
+    "attention": ("attn", "attention", "relative"),
+    "feed-forward": ("mlp", "feed_forward"),
+    "norms": ("norm",),
+}
+"""Parts of a network, by words in the names of their modules; the first that occurs in a name decides."""
+
+
+def parameters_by_part(config: ModelConfig) -> dict[str, int]:
+    """Elements of the weights by part: embeddings, attention, feed-forward, norms, head. Their sum is `parameters`."""
+
+    def counted(part: str) -> int:
+        return _counted(config, lambda model: _elements(model)[part])
+
+    parts = {part: counted(part) for part in (*PARTS, "head")}
+    return {part: count for part, count in parts.items() if count}
+
+
+def _elements(model: Model) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for name, weight in model.named_parameters():
+        *modules, _ = name.split(".")
+        words = [
+            part for module in reversed(modules) for part, names in PARTS.items() if any(n in module for n in names)
+        ]
+        found[words[0] if words else "head"] += weight.numel()
+    return found
+
+
 def embedding_parameters(config: ModelConfig) -> int:
     """Elements of the embedding tables: tokens, learned positions, token types, relative distances."""
     return _counted(config, _tables)
@@ -117,12 +148,16 @@ def _spans(config: ModelConfig, context: int) -> list[int]:
     return [min(context, window) if kind == "sliding" else context for kind in config.layer_types]
 
 
-def kv_cache_bytes(config: ModelConfig, context: int, batch_size: int = 1, dtype: str = "float32") -> int:
-    """Bytes of the KV cache for `batch_size` texts of `context` tokens; a sliding layer caches twice its window.
+def kv_cache_bytes(
+    config: ModelConfig, context: int, batch_size: int = 1, dtype: str = "float32", *, windows: int = 2
+) -> int:
+    """Bytes of the KV cache for `batch_size` texts of `context` tokens.
 
-    An encoder-decoder also caches the keys and values of an encoded text of `context` tokens.
+    A sliding layer caches `windows` times its window: 2 in our engine, which moves the cache once a window; 1 is the
+    least that the architecture needs. An encoder-decoder also caches the keys and values of an encoded text of
+    `context` tokens.
     """
-    window = 2 * (config.sliding_window or context)
+    window = windows * (config.sliding_window or context)
     slots = sum(min(context, window) if kind == "sliding" else context for kind in config.layer_types)
     if config.architecture == "encoder-decoder":
         slots += config.num_hidden_layers * context

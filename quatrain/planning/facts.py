@@ -1,7 +1,7 @@
 """Devices, prices, electricity grids, published models and published trainings, from a dated data file.
 
-`facts.toml` ships with the package. Users extend it or correct it with a file of the same form (`quatrain plan … --facts
-my.toml`, or the environment variable QUATRAIN_FACTS): an entry of the same name replaces the shipped one.
+`facts.toml` ships with the package. Users extend it or correct it with a file of the same form (`quatrain plan …
+--facts my.toml`, or the environment variable QUATRAIN_FACTS): an entry of the same name replaces the shipped one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Memory of one device when a training is spread over many: ZeRO and FSDP, tensor and pipeline parallelism.
 
 Weights, gradients and optimizer states follow Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054): mixed-precision Adam
-holds 2 + 2 + 12 bytes a parameter. Activations follow Korthikanti et al. 2022 (arXiv 2205.05198): s b h (34 + 5 a s / h)
-bytes for a layer of GPT-3's shape, generalized here to grouped-query attention and gated feed-forward layers.
+holds 2 + 2 + 12 bytes a parameter. Activations follow Korthikanti et al. 2022 (arXiv 2205.05198):
+s b h (34 + 5 a s / h) bytes for a layer of GPT-3's shape, generalized here to grouped-query attention and gated
+feed-forward layers.
 
 These are formulas, for devices that are not here. The memory of a training on this machine is estimated by running the
 training code without data: `quatrain.planning.training_memory`. `quatrain plan --verify` compares the formulas with
@@ -30,8 +31,8 @@ Checkpointing = Literal["none", "selective", "full"]
 class Layout:
     """How devices share a training: `data` x `tensor` x `pipeline` devices.
 
-    `zero` shards over the data-parallel devices: 1 the optimizer states, 2 also the gradients, 3 (FSDP) also the weights.
-    `shard_group` limits the sharding to groups of so many devices, with copies between the groups (hybrid FSDP).
+    `zero` shards over the data-parallel devices: 1 the optimizer states, 2 also the gradients, 3 (FSDP) also the
+    weights. `shard_group` limits the sharding to groups of so many devices, with copies between them (hybrid FSDP).
     """
 
     data: int = 1
@@ -91,6 +92,8 @@ class Step:
     checkpointing: Checkpointing = "none"
     flash: bool = True
     chunked_loss: bool = True
+    fused_gate: bool = False
+    """A gated feed-forward layer computes act(gate) again instead of keeping it."""
     offload: bool = False
     """Optimizer states are held in host memory."""
 
@@ -166,29 +169,40 @@ def state_memory(parameters: float, step: Step, layout: Layout) -> tuple[float, 
 def layer_activation_bytes(config: ModelConfig, step: Step, tensor: int = 1, sequence_parallel: bool = True) -> float:
     """Bytes that one decoder layer keeps for the backward pass of one micro-batch.
 
-    Counted: the input of every norm, matrix product, activation function and gate, and with dropout its masks. Tensor
-    parallelism divides what attention and feed-forward hold inside; sequence parallelism also the rest.
+    Counted: the input of every norm, matrix product, activation function and gate, attention scores unless `flash`, and
+    with dropout its masks. Tensor parallelism divides what attention and feed-forward hold inside; sequence parallelism
+    also the rest.
     """
     tokens = step.micro_batch * step.context
     e, h, f = step.element, config.hidden_size, config.intermediate_size
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
+    spread = tensor if sequence_parallel else 1
     if step.checkpointing == "full":
-        return tokens * e * h / (tensor if sequence_parallel else 1)
-    masks = 2 * h if config.dropout else 0
-    outside = e * 4 * h + masks  # inputs of two norms and of the two blocks after them
-    inside = e * (queries + 2 * keys + queries)  # queries, keys and values, and the input of the output projection
-    inside += e * (4 if config.feed_forward == "gated" else 2) * f
+        return tokens * e * h / spread
+    norms = {"pre": 2, "post": 2, "sandwich": 4}[config.norm_position]
+    blocks = 1 if config.residual == "parallel_shared" else 2  # inputs of attention and feed-forward, shared or not
+    norms -= 1 if config.residual != "sequential" else 0  # both norms of a parallel layer read the same input
+    outside = e * (norms + blocks) * h + (2 * h if config.dropout else 0)
+    inside = e * (2 * queries + 2 * keys)  # queries, keys, values, and the input of the output projection
+    if config.query_key_norm != "none":
+        inside += e * (queries + keys)
+    if config.feed_forward == "gated":
+        inside += e * (3 if step.fused_gate else 4) * f
+    else:
+        inside += e * (1 if config.activation in ("relu", "tanh") else 2) * f
     if step.checkpointing == "none" and not step.flash:
-        inside += config.num_attention_heads * step.context * ((2 * e + 1) if config.dropout else e)
-    return tokens * (outside / (tensor if sequence_parallel else 1) + inside / tensor)
+        scores = (1 if config.attention_softcap is None else 2) * e + ((e + 1) if config.dropout else 0)
+        inside += config.num_attention_heads * step.context * scores
+    return tokens * (outside / spread + inside / tensor)
 
 
 def device_memory(config: ModelConfig, step: Step, layout: Layout = Layout()) -> DeviceMemory:
     """Memory of the fullest device. Raises InputError for a context beyond the model's, and for impossible splits.
 
-    Pipeline stages hold as many micro-batches in flight as there are stages (the 1F1B schedule), so that the first stage
-    holds the activations of all layers for one micro-batch.
+    Pipeline stages hold as many micro-batches in flight as there are stages (the 1F1B schedule), so that the first
+    stage holds the activations of all layers for one micro-batch. With zero 3 two layers' weights are whole at a time:
+    the one that computes and the next, which is gathered meanwhile.
     """
     if step.context > config.max_position_embeddings:
         raise InputError(
@@ -199,6 +213,11 @@ def device_memory(config: ModelConfig, step: Step, layout: Layout = Layout()) ->
     layers = config.num_hidden_layers + (config.num_encoder_layers if config.architecture == "encoder-decoder" else 0)
     per_layer = layer_activation_bytes(config, step, layout.tensor, layout.sequence_parallel)
     activations = per_layer * layers
+    if layout.zero >= 3:
+        parts = counts.parameters_by_part(config)
+        weights += (
+            2 * step.element * (parts.get("attention", 0) + parts.get("feed-forward", 0)) / layers / layout.tensor
+        )
     if step.checkpointing == "full":  # one layer is computed again in full
         whole = Step(**{**asdict(step), "checkpointing": "none"})
         activations += layer_activation_bytes(config, whole, layout.tensor, layout.sequence_parallel)

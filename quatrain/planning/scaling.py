@@ -4,8 +4,8 @@
 - Hoffmann et al. 2022 (Chinchilla, arXiv 2203.15556): three approaches; the third is L = E + A / N^alpha + B / D^beta.
 - Besiroglu et al. 2024 (Epoch AI, arXiv 2404.10102): the third approach fitted again to the data of the paper's figure.
 
-`fit` estimates the parametric law from runs as these papers do: the Huber loss of log L, minimized by L-BFGS from a grid
-of starting points, with intervals by bootstrap.
+`fit` estimates the parametric law from runs as these papers do: the Huber loss of log L, minimized by L-BFGS from a
+grid of starting points, with intervals by bootstrap.
 """
 
 from __future__ import annotations
@@ -193,6 +193,9 @@ class Fit:
         return value - 1.96 * self.errors[name], value + 1.96 * self.errors[name]
 
 
+STARTS = 6
+"""Starting points of a fit, the most promising of the grid."""
+
 DELTA = 1e-3
 """Threshold of the Huber loss of log L, as in both papers."""
 
@@ -203,9 +206,9 @@ def fit(
 ) -> Fit:  # fmt: skip
     """Fits L = E + A / N^alpha + B / D^beta to runs.
 
-    Minimizes the sum of Huber losses of log L (threshold 1e-3) over log E, log A, log B, alpha, beta by L-BFGS in float64
-    from the most promising of a grid of starting points. `bootstrap`: draws with replacement, each fitted from the best
-    point, for standard errors. Raises InputError for fewer than 6 runs, and for values that are not positive.
+    Minimizes the sum of Huber losses of log L (threshold 1e-3) over log E, log A, log B, alpha, beta by L-BFGS in
+    float64 from the most promising of a grid of starting points. `bootstrap`: draws with replacement, each fitted from
+    the best point, for standard errors. Raises InputError for fewer than 6 runs, and for values that are not positive.
     """
     data = np.asarray([parameters, tokens, losses], dtype=float)
     if data.shape[1] < 6:
@@ -214,10 +217,14 @@ def fit(
         raise InputError("parameters, tokens and losses must be positive numbers")
     logs = torch.from_numpy(np.log(data))
     starts = torch.tensor(
-        list(product((-1.0, 0.0, 0.5, 1.0), (0.0, 5.0, 10.0, 15.0), (0.0, 5.0, 10.0, 15.0), (0.1, 0.4, 0.8), (0.1, 0.4, 0.8))),
+        list(
+            product(
+                (-1.0, 0.0, 0.5, 1.0), (0.0, 5.0, 10.0, 15.0), (0.0, 5.0, 10.0, 15.0), (0.1, 0.4, 0.8), (0.1, 0.4, 0.8)
+            )
+        ),
         dtype=torch.float64,
     )
-    promising = starts[_objective(starts, logs).argsort()[:12]]
+    promising = starts[_objective(starts, logs).argsort()[:STARTS]]
     best, objective = _minimized(promising, logs)
     errors = dict.fromkeys(("E", "A", "B", "alpha", "beta"), 0.0)
     if bootstrap:
@@ -249,7 +256,12 @@ def _minimized(points: Tensor, logs: Tensor) -> tuple[Tensor, Tensor]:
     for point in points:
         value = point.clone().requires_grad_(True)
         optimizer = torch.optim.LBFGS(
-            [value], max_iter=400, tolerance_grad=1e-10, tolerance_change=1e-14, history_size=20, line_search_fn="strong_wolfe"
+            [value],
+            max_iter=400,
+            tolerance_grad=1e-10,
+            tolerance_change=1e-14,
+            history_size=20,
+            line_search_fn="strong_wolfe",
         )
 
         def closure(value: Tensor = value, optimizer: torch.optim.LBFGS = optimizer) -> Tensor:
@@ -270,7 +282,10 @@ def _minimized(points: Tensor, logs: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """The minimum of one budget: a parabola of the loss in log N. `inside`: it lies between the smallest and largest N."""
+    """The minimum of one budget, of a parabola of the loss in log N.
+
+    `inside`: it lies between the smallest and the largest N.
+    """
 
     flops: float
     parameters: float

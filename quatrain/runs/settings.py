@@ -117,6 +117,17 @@ def family_conflicts(recipe: RecipeSettings, place: Place, objective: str) -> It
         yield Problem(place, text, (("model", "family"),))
 
 
+MEAN_POOLED = ("modernbert",)
+"""Families whose config.json says whether a classifier reads the first state or the mean."""
+
+
+def pooling_conflicts(pooling: str, recipe: RecipeSettings, place: Place) -> Iterator[Problem]:
+    """The conflict of `pooling` = "mean" with a `model.family` whose files cannot say so."""
+    if pooling == "mean" and recipe.model.folder is None and recipe.model.family not in MEAN_POOLED:
+        text = f'"mean"; only model.family = {" or ".join(map(format_value, MEAN_POOLED))} has it: leave it out'
+        yield Problem(place, text, (("model", "family"),))
+
+
 def unread_settings(stage: Any, objectives: Mapping[str, tuple[str, ...]]) -> Iterator[Problem]:
     """Settings of a stage that are given although its objective does not read them.
 

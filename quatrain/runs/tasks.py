@@ -24,6 +24,7 @@ from quatrain.runs import streaming
 from quatrain.runs.job import Sample, TrainingData, TrainingJob, Validate
 from quatrain.runs.learning import example_stream, longest, training_job, with_dropout
 from quatrain.runs.material import as_wanted, fresh_model, model_folder_of, quantize_of, tokenizer_of
+from quatrain.runs.settings import MEAN_POOLED
 from quatrain.runs.stage import PREVIEW_SAMPLES, StageContext, StageResult
 from quatrain.runs.streaming import Make
 from quatrain.tasks.kinds import record_task
@@ -61,6 +62,13 @@ def setup(
     labels = kind.labels(settings, corpus)
     model = with_dropout(model or starting_model(settings, context, tokenizer, kind, labels), settings.train.dropout)
     limit = longest(model, settings, model.config.context_length)
+    if getattr(settings, "pooling", "family") == "mean":
+        if model.config.family not in MEAN_POOLED:
+            known = ", ".join(MEAN_POOLED)
+            raise InputError(
+                f'{context.name}: pooling: "mean"; files of {model.config.family} cannot say so, only those of {known}'
+            )
+        model.config = model.config.replace(pooling="mean")
     objective = kind.make_objective(settings, tokenizer, corpus.format, labels, limit)
     objective.multiple = settings.train.pad_to_multiple_of
     task = kind(objective, data, limit=context.recipe.evaluate.examples)

@@ -149,3 +149,6 @@ class TaskSettings(Settings):
     max_target_length: int | None = Field(default=None, ge=4, description="longest target in tokens (seq2seq)")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share that all tokens get alike (seq2seq)")
     temperature: float = Field(default=0.05, gt=0, le=100, description="what cosines are divided by (embed)")
+    pooling: Literal["family", "mean"] = Field(
+        default="family", description="states that a class is read from: the family's, or the mean (classify, regress)"
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from quatrain.alignment.reward_model import READS, RewardTask, length_baselines
-from quatrain.core.errors import InputError
 from quatrain.models.transformer.stack import Model
 from quatrain.runs import tasks
 from quatrain.runs.job import TrainingJob
@@ -13,7 +12,7 @@ from quatrain.runs.learning import learn
 from quatrain.runs.material import tokenizer_of
 from quatrain.runs.stage import StageContext, StageResult
 from quatrain.runs.stages._finetune import with_template
-from quatrain.runs.stages.reward import MEAN, RewardStage
+from quatrain.runs.stages.reward import RewardStage
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import checkpoints
 from quatrain.training.objectives.texts import frame
@@ -49,10 +48,6 @@ def prepare(settings: RewardStage, context: StageContext, model: Model | None = 
         tokenizer = with_template(tokenizer, context)
     job = tasks.setup(settings, context, model, kind=RewardTask, tokenizer=tokenizer)
     job.model.config = job.model.config.replace(pad_token_id=tokenizer.pad_id)
-    if settings.pooling == "mean":
-        if job.model.config.family != MEAN:
-            raise InputError(f'{context.name}: pooling: "mean"; only a model of the family {MEAN} has it.')
-        job.model.config = job.model.config.replace(pooling="mean")
     return job
 
 

@@ -12,7 +12,13 @@ from quatrain.adapters.settings import PROMPT_METHODS, AdapterSettings
 from quatrain.core.settings import Problem
 from quatrain.core.wording import format_value
 from quatrain.data.settings import DataSettings
-from quatrain.runs.settings import RecipeSettings, StageSettings, family_conflicts, unread_settings
+from quatrain.runs.settings import (
+    RecipeSettings,
+    StageSettings,
+    family_conflicts,
+    pooling_conflicts,
+    unread_settings,
+)
 from quatrain.runs.stage import Lesson, Need, StageSpec, deferred
 from quatrain.training.settings import TaskSettings, TrainSettings
 
@@ -44,6 +50,7 @@ class FinetuneStage(TaskSettings, StageSettings):
             "max_target_length": ("seq2seq",),
             "label_smoothing": ("seq2seq",),
             "temperature": ("embed",),
+            "pooling": ("classify", "regress"),
         }
         yield from unread_settings(self, only)
         if self.train.packing and self.objective != "chat":
@@ -98,6 +105,7 @@ def conflicts(settings: FinetuneStage, recipe: RecipeSettings, index: int) -> It
     """Families that have no head for the objective, and tasks of records beside a database."""
     place = ("stage", index, "objective")
     yield from family_conflicts(recipe, place, settings.objective)
+    yield from pooling_conflicts(settings.pooling, recipe, ("stage", index, "pooling"))
     if settings.objective != "chat" and recipe.data_of(settings).generates:
         text = f"{format_value(settings.objective)}; it learns from data.source; a database has only chats and texts"
         yield Problem(place, text, (("data", "database"), ("data", "task")))

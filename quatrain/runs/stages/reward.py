@@ -10,12 +10,9 @@ from pydantic import Field
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.core.settings import Problem
 from quatrain.data.settings import DataSettings
-from quatrain.runs.settings import RecipeSettings, StageSettings, family_conflicts
+from quatrain.runs.settings import RecipeSettings, StageSettings, family_conflicts, pooling_conflicts
 from quatrain.runs.stage import StageSpec, deferred
 from quatrain.training.settings import TrainSettings
-
-MEAN = "modernbert"
-"""The family whose configuration says whether a classifier reads the first state or the mean."""
 
 
 class RewardStage(StageSettings):
@@ -45,9 +42,7 @@ class RewardStage(StageSettings):
 def conflicts(settings: RewardStage, recipe: RecipeSettings, index: int) -> Iterator[Problem]:
     """Families without a head for a score or without a mean, and a database, whose questions have no preferences."""
     yield from family_conflicts(recipe, ("stage", index), "reward")
-    if settings.pooling == "mean" and recipe.model.folder is None and recipe.model.family != MEAN:
-        text = f'"mean"; only model.family = "{MEAN}" has it: leave it out'
-        yield Problem(("stage", index, "pooling"), text, (("model", "family"),))
+    yield from pooling_conflicts(settings.pooling, recipe, ("stage", index, "pooling"))
     if recipe.data_of(settings).database is not None:
         text = "reward learns from pairs of answers in data.source; a database has none"
         yield Problem(("stage", index), text, (("data", "database"),))
