@@ -102,13 +102,14 @@ class Corpus:
         skipped: OnSkipped | None = None,
         progress: DownloadProgress | None = None,
         reader: Reader = read_text,
+        piece_words: int | None = None,
     ):
         """Open `source` and detect its format, unless `format` (one of FORMATS) or `columns` (role -> column) is given.
 
         `subset` and `split` select from a Hugging Face data set (`hf:owner/name`); `streaming` reads it without
         downloading it first. `skipped` is called for each file of a folder that is not read, `progress` during a
-        download. `reader` yields the text of a file. Raises InputError if the source does not exist or its format is
-        unknown.
+        download. `reader` yields the text of a file. `piece_words` cuts labelled texts (`LabelledText.pieces`). Raises
+        InputError if the source does not exist or its format is unknown.
         """
         if format is not None and format not in FORMATS:
             raise InputError(f"format {format!r}: allowed are {', '.join(FORMATS)}")
@@ -117,6 +118,11 @@ class Corpus:
                               progress=progress, reader=reader)  # fmt: skip
         self.layout = self.origin.layout(format, columns)
         self.format = self.layout.format
+        self.piece_words = piece_words
+        if piece_words is not None and self.format != "labelled":
+            raise InputError(
+                f"data.piece_words: only labelled texts are cut into pieces, and {source} has {self.format}."
+            )
 
     def read_as(self, format: str | None) -> Corpus:
         """The same source in another format; None detects it. Raises InputError as opening does."""
@@ -141,7 +147,12 @@ class Corpus:
 
     def convert(self, row: Row) -> list[AnyRecord]:
         """The typed records of one of this source's rows. Raises Fault with all faults of the row."""
-        return convert(row, self.origin.layout_of(row) or self.layout)
+        records = convert(row, self.origin.layout_of(row) or self.layout)
+        if self.piece_words is None:
+            return records
+        return [
+            piece for record in records if isinstance(record, LabelledText) for piece in record.pieces(self.piece_words)
+        ]
 
     def placed(self) -> Iterator[tuple[str, AnyRecord]]:
         """Each record with its place, such as "file:line". Raises InputError as iteration does."""
@@ -174,6 +185,7 @@ class Corpus:
         if content is None:
             return None
         text = f"{content}\n{self.format}\n{sorted(self.layout.parts.items())}\n{self.layout.scores}"
+        text += f"\n{self.piece_words}" if self.piece_words is not None else ""
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __repr__(self) -> str:
@@ -227,6 +239,7 @@ class DataParts:
                 subset=settings.subset,
                 split=settings.split if part == "source" else getattr(settings, f"{part}_split"),
                 streaming=settings.streaming,
+                piece_words=settings.piece_words if part == "source" else None,
             )  # fmt: skip
         return self._opened[key]
 

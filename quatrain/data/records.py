@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, SupportsIndex, overload
 
 from quatrain.core.errors import InputError
@@ -160,6 +160,10 @@ class RatedAnswer:
         yield from (("prompt", _text(self.prompt)), ("completion", _text(self.completion)))
 
 
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+"""What separates sentences and lines."""
+
+
 def _text(messages: Iterable[Message]) -> str:
     return "\n".join(content_text(message) for message in messages)
 
@@ -175,6 +179,26 @@ class LabelledText:
     other: str | None
     label: str | float
     number: bool = field(default=False, compare=False)
+
+    def pieces(self, words: int) -> list[LabelledText]:
+        """The text in pieces of at most `words` words, each with its class or score; pairs of texts stay whole.
+
+        A piece ends at the last end of a line or sentence before the limit, else at the limit.
+        """
+        if self.other is not None:
+            return [self]
+        found: list[str] = []
+        piece: list[str] = []
+        for sentence in _SENTENCE_END.split(self.text):
+            parts = sentence.split()
+            if len(piece) + len(parts) > words:
+                found.append(" ".join(piece))
+                piece = []
+            starts = range(0, len(parts), words)
+            found += [" ".join(parts[start : start + words]) for start in starts[:-1]]
+            piece += parts[starts[-1] :] if starts else []
+        found.append(" ".join(piece))
+        return [replace(self, text=text) for text in found if text] or [self]
 
     def fields(self) -> dict[str, Any]:
         """The fields that an objective takes: {"text", "text_pair", "label"}."""

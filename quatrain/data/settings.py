@@ -60,6 +60,9 @@ class DataSettings(Settings):
         default=20_000, ge=1, le=10_000_000, description="number of training examples that a database or task generates"
     )
     answers: bool = Field(default=False, description="generated pretraining texts hold each question with its answer")
+    piece_words: int | None = Field(
+        default=None, ge=1, description="labelled texts of source are cut into pieces of at most so many words"
+    )
     validation: float = Field(default=0.1, ge=0, lt=1, description="share of the data for validation")
 
     @property

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, runtime_checkable
@@ -248,8 +249,10 @@ def data_sets(
     The split "train" is the source without the share held out, and is read anew at each use; "development" is
     `data.dev`, or the share. A stream has no splits. The held-out sets are those of `DataParts.held_out_sets`, with
     `limit` examples of `data.test`, `data.dev` or a stream. They are read once and kept for all tasks of this name.
-    Examples of one `group` are all in the share or all not.
+    Examples of one `group` are all in the share or all not; so are the pieces of one text (`data.piece_words`).
     """
+    if group is None and data.settings.piece_words is not None:
+        group = attrgetter("place")
 
     def train() -> Sequence[Example]:
         examples = list(read(data, "source"))
