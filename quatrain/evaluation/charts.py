@@ -68,6 +68,16 @@ class Distribution:
 
 
 @dataclass(frozen=True)
+class Point:
+    """A labelled point; `detail` is shown when the mouse rests on it."""
+
+    label: str
+    x: float
+    y: float
+    detail: str = ""
+
+
+@dataclass(frozen=True)
 class Mark:
     """A vertical line in a chart, with the text that it shows when the mouse rests on it."""
 
@@ -171,6 +181,84 @@ def line_chart(
         f'viewBox="{-rim} {-rim} {across} {down}">{lines}{bands}{_marks(marks, plot)}</svg>'
     )
     return _svg(label, width, height, body)
+
+
+def point_chart(
+    points: Sequence[Point], *, label: str, x_label: str, y_label: str, width: int = 640, height: int = 340
+) -> str:
+    """Labelled points over a logarithmic x axis. Points whose x is not above 0 stand at its left end.
+
+    A label goes to the left of its point in the right third of the chart, and below the label of a near point.
+    """
+    drawn = [point for point in points if finite(point.x) is not None and finite(point.y) is not None]
+    if not drawn:
+        return _empty_chart(label, width, height)
+    least = min((point.x for point in drawn if point.x > 0), default=1.0)
+    spots = [(math.log10(max(point.x, least)), point) for point in drawn]
+    low, high = math.floor(min(x for x, _ in spots)), math.ceil(max(x for x, _ in spots))
+    high = max(high, low + 1)
+    y_ticks = nice_ticks(min(point.y for point in drawn), max(point.y for point in drawn))
+    left, right, top, bottom = 24 + _CHARACTER * max(len(short(tick)) for tick in y_ticks), 14, 14, 44
+    plot = _Plot(left, top, width - left - right, height - top - bottom, (low, high), (y_ticks[0], y_ticks[-1]))
+    body = []
+    for tick in y_ticks:
+        y = top + plot.y(tick)
+        body.append(f'<line class="grid" x1="{left:.1f}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        body.append(_text("tick", left - 7, y + 4, short(tick), "end"))
+    floor = top + plot.height
+    for power in range(low, high + 1):
+        x = left + plot.x(power)
+        body.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{floor:.1f}" y2="{floor + 4:.1f}"/>')
+        body.append(_text("tick", x, floor + 17, short(10.0**power), "middle"))
+    body.append(f'<line class="axis" x1="{left:.1f}" x2="{width - right}" y1="{floor:.1f}" y2="{floor:.1f}"/>')
+    body.append(_text("axis-label", left + plot.width / 2, height - 6, x_label, "middle"))
+    middle = top + plot.height / 2
+    body.append(
+        f'<text class="axis-label" text-anchor="middle" transform="translate(12 {middle:.1f}) rotate(-90)">'
+        f"{escaped(y_label)}</text>"
+    )
+    taken: list[tuple[float, float, float]] = []
+    for power, point in sorted(spots, key=lambda spot: (spot[1].y, spot[0])):
+        x, y = left + plot.x(power), top + plot.y(point.y)
+        name = shorten(point.label, LONGEST_LABEL)
+        size = _CHARACTER * len(name)
+        at_left = x > left + 0.7 * plot.width
+        start = x - 8 - size if at_left else x + 8
+        line = y + 4
+        while any(abs(line - other) < 13 and start < end and begin < start + size for begin, end, other in taken):
+            line -= 13
+        taken.append((start, start + size, line))
+        title = f"<title>{escaped(point.detail or point.label)}</title>"
+        body.append(f'<g>{title}<circle class="dot single" cx="{x:.1f}" cy="{y:.1f}" r="4"/></g>')
+        body.append(_text("legend", start, line, name, "start"))
+    return _svg(label, width, height, body)
+
+
+def heat_chart(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]], *, label: str) -> str:
+    """Cells from 0 (empty) to 1 (dark), with a label for each row and column; the values are hover titles."""
+    if not rows or not columns:
+        return _empty_chart(label, 300, 100)
+    names, heads = ([shorten(text, LONGEST_LABEL) for text in side] for side in (rows, columns))
+    cell, left = 22.0, 12 + _CHARACTER * max(map(len, names))
+    top = 12 + _CHARACTER * max(map(len, heads))
+    body = []
+    for number, text in enumerate(heads):
+        x = left + (number + 0.65) * cell
+        body.append(
+            f'<text class="tick" text-anchor="start" transform="translate({x:.1f} {top - 6:.1f}) rotate(-90)">'
+            f"{escaped(text)}</text>"
+        )
+    for row, (text, own) in enumerate(zip(names, values, strict=True)):
+        y = top + row * cell
+        body.append(_text("tick", left - 6, y + 15, text, "end"))
+        for column, value in enumerate(own):
+            share = min(1.0, max(0.0, finite(value) or 0.0))
+            title = f"{rows[row]}, {columns[column]}: {share:.2f}"
+            body.append(
+                f'<rect class="heat" x="{left + column * cell:.1f}" y="{y:.1f}" width="{cell - 1:.1f}" '
+                f'height="{cell - 1:.1f}" fill-opacity="{share:.3f}"><title>{escaped(title)}</title></rect>'
+            )
+    return _svg(label, left + cell * len(columns) + 10, top + cell * len(rows) + 10, body)
 
 
 def histogram(

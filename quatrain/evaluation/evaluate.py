@@ -145,6 +145,8 @@ def _with_head(
         compared, missing = text_scores(texts, right)
         scores |= compared
         notes = [*notes, *missing]
+        if figure := bleu_by_length(texts, right, [task.question(record) for record in records]):
+            details = details | {"figures": [figure]}
         pairs = spread(list(zip(records, texts, strict=True)), SAMPLES)
         samples = [text_sample(task, record, text, name) for record, text in pairs]
     else:
@@ -184,6 +186,44 @@ def text_scores(texts: Sequence[str], right: Sequence[Sequence[str]]) -> tuple[d
         except InputError as error:
             notes.append(error.message)
     return scores, notes
+
+
+LENGTH_GROUPS = 5
+"""Groups of equal size by the length of the source, for the picture of BLEU by length."""
+LEAST_OF_GROUP = 20
+"""The fewest texts of a group: BLEU of fewer says little."""
+
+
+def bleu_by_length(
+    texts: Sequence[str], right: Sequence[Sequence[str]], sources: Sequence[str]
+) -> dict[str, Any] | None:
+    """A figure for the report: BLEU of texts in groups by the words of their sources; None for few texts.
+
+    Without attention a recurrent decoder forgets long sources (Bahdanau et al. 2015, figure 2).
+    """
+    if len(texts) < LENGTH_GROUPS * LEAST_OF_GROUP:
+        return None
+    lengths = [len(source.split()) for source in sources]
+    order = sorted(range(len(texts)), key=lengths.__getitem__)
+    size = -(-len(order) // LENGTH_GROUPS)
+    x, y = [], []
+    try:
+        for start in range(0, len(order), size):
+            group = order[start : start + size]
+            score = bleu([texts[place] for place in group], [right[place] for place in group], tokenize=AUTO)["bleu"]
+            x.append(sum(lengths[place] for place in group) / len(group))
+            y.append(float(score))
+    except InputError:
+        return None
+    line = {"name": "BLEU", "x": x, "y": y}
+    return {
+        "kind": "lines",
+        "title": "BLEU by length of the source",
+        "note": f"{len(order):,} texts in {len(x)} groups of equal size",
+        "lines": [line],
+        "x_label": "words of the source, mean of the group",
+        "y_label": "BLEU",
+    }
 
 
 def translations(

@@ -32,6 +32,7 @@ from quatrain.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from quatrain.adapters.settings import AdapterSettings
+    from quatrain.models.transformer.settings import ModelSettings
     from quatrain.models.transformer.stack import Model
     from quatrain.tasks.task import Task
 
@@ -92,9 +93,19 @@ def fresh_model(context: StageContext, tokenizer: Tokenizer, *, head: str | None
 
     `more` are fields of its configuration such as `labels`.
     """
+    return with_rules(new_model(context.recipe.model, tokenizer, context.seed, head=head, **more), context)
+
+
+def new_model(
+    settings: ModelSettings, tokenizer: Tokenizer, seed: int, *, head: str | None = None, **more: Any
+) -> Model:
+    """A model of these sizes for a tokenizer, with weights drawn from a seed; otherwise as `fresh_model`."""
+    from quatrain.models import classic
     from quatrain.models.transformer.stack import Model
 
-    config = context.recipe.model.config(
+    if settings.classic.words:
+        more["boundary_token_ids"] = whitespace_ids(tokenizer)
+    config = settings.config(
         tokenizer.vocab_size,
         head=head,
         bos_token_id=tokenizer.bos_id,
@@ -102,7 +113,23 @@ def fresh_model(context: StageContext, tokenizer: Tokenizer, *, head: str | None
         pad_token_id=tokenizer.pad_id,
         **more,
     )
-    return with_rules(Model(config).initialize(context.seed), context)
+    kind: Any = classic.find(config.family) or Model
+    model: Model = kind(config).initialize(seed)
+    return model
+
+
+def whitespace_ids(tokenizer: Tokenizer) -> list[int]:
+    """The tokens that are nothing but white space, and the special ones: words end there.
+
+    Raises InputError if no token is: the tokenizer then joins spaces and words.
+    """
+    spaces = [token for token in range(tokenizer.vocab_size) if tokenizer.decode([token]).isspace()]
+    if not spaces:
+        raise InputError(
+            'model.classic.words: true; the tokenizer has no token for a space alone, so words cannot be told apart: '
+            'take tokenizer.kind = "char", or "bpe" with vocab_size = 260 (bytes).'
+        )
+    return sorted({*spaces, *tokenizer.special_ids})
 
 
 def as_wanted(model: Model, context: StageContext) -> Model:

@@ -29,6 +29,7 @@ HEAD_OF_OBJECTIVE = {
     "rejection-sampling": "causal",
     "distill": "causal",
     "masked": "masked",
+    "bidirectional": "bidirectional",
     "span": "seq2seq",
     "denoise": "seq2seq",
     "seq2seq": "seq2seq",

@@ -78,11 +78,18 @@ def setup(
         notes = [f"of the first {count:,} examples: {note}" for note in objective.notes(learned.examples)]
     else:
         examples, notes, held_out = prepare(settings, context, task, data, limit)
+        learn_words(model, examples)
         learned = TrainingData(*example_stream(settings, context, examples), examples, held_out)
     job = training_job(settings, model, tokenizer, objective, learned, limit=limit, notes=notes, task=task)
     job.validate = validation(job)
     job.sample = sampling(context, task, tokenizer)
     return job
+
+
+def learn_words(model: Any, examples: Sequence[Any]) -> None:
+    """A model with an embedding of words, and no words yet, takes over the frequent ones of the examples."""
+    if (learn := getattr(model, "learn_words", None)) is not None:
+        learn(example.ids for example in examples)
 
 
 def prepare(
@@ -193,6 +200,29 @@ def measure(task: RecordTask, context: StageContext, model: Model, tokenizer: To
     for note in evaluation.notes:
         context.reporter.warn(f"{name}: {note}")
     result.add(name, evaluation, context.reporter)
+    if (figure := attention_figure(task, model, records[0])) is not None:
+        result.extra["figures"] = [*result.extra.get("figures", []), figure]
+
+
+def attention_figure(task: RecordTask, model: Any, record: Row) -> dict[str, Any] | None:
+    """What each token of a target reads of its source, for a model that shows it (`attention_weights`)."""
+    weights_of = getattr(model, "attention_weights", None)
+    if weights_of is None or not task.writes:
+        return None
+    example = task.objective.encode(record.value, record.place)[0]
+    weights = weights_of(example.source, example.target)
+    if weights is None:
+        return None
+    sides = (example.target, task.objective.target_tokenizer), (example.source, task.objective.tokenizer)
+    rows, columns = ([tokenizer.token_text(token).strip() or "␣" for token in ids] for ids, tokenizer in sides)
+    return {
+        "kind": "heat",
+        "title": "Attention",
+        "note": "each row is a token of the target, and shows what it reads of the source",
+        "rows": rows,
+        "columns": columns,
+        "values": [[round(value, 4) for value in row] for row in weights.tolist()],
+    }
 
 
 def records_to_score(task: RecordTask, limit: int) -> tuple[str, Sequence[Row]]:

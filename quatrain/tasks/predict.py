@@ -173,19 +173,33 @@ class Predictor:
         objective = TokenClassification(self.tokenizer, labels, max_length=limit, stride=limit // 4)
         windows_of_inputs = [self._words(objective, each) for each in inputs]
         windows = [window for _, own in windows_of_inputs for window in own]
-        probabilities = iter(self._logits(objective, [EncodedText(window.ids) for window in windows]).softmax(-1))
+        found = iter(self._tags(objective, windows))
         outside = "O" if "O" in labels else None
         predictions = []
         for words, own in windows_of_inputs:
-            for window, rows in zip(own, probabilities, strict=False):
-                places = [place for place, label in enumerate(window.labels) if label >= 0]
-                for word, place in zip(window.words, places, strict=True):
-                    best = int(rows[place].argmax())
-                    words[word] |= {"label": labels[best], "score": float(rows[place, best])}
+            for window, tags in zip(own, found, strict=False):
+                for word, (label, score) in zip(window.words, tags, strict=True):
+                    words[word] |= {"label": labels[label], "score": score}
             # A word that has no token of its own gets the label O.
             labelled = [{"word": each["word"], "label": each.get("label", outside)} | each for each in words]
             predictions.append(Prediction({"words": labelled}))
         return predictions
+
+    def _tags(self, objective: TokenClassification, windows: Sequence[Any]) -> list[list[tuple[int, float]]]:
+        """The label of each labelled place of each window, and its probability."""
+        if not windows:
+            return []
+        logits = self._logits(objective, [EncodedText(window.ids) for window in windows])
+        places = torch.zeros(logits.shape[:2], dtype=torch.bool)
+        for row, window in enumerate(windows):
+            places[row, : len(window.labels)] = torch.tensor(window.labels) >= 0
+        if (tag := getattr(self.model, "tag", None)) is not None:
+            labels, scores = tag(logits.to(self.model.device), places.to(self.model.device))
+        else:
+            best = logits.softmax(-1).max(-1)
+            labels = [row[own].tolist() for row, own in zip(best.indices, places, strict=True)]
+            scores = [row[own].tolist() for row, own in zip(best.values, places, strict=True)]
+        return [list(zip(*pair, strict=True)) for pair in zip(labels, scores, strict=True)]
 
     def _words(
         self, objective: TokenClassification, fields: Mapping[str, Any]

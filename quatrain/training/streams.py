@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -153,6 +154,81 @@ class WindowStream(_Epochs):
 
     def make(self, item: np.ndarray) -> TokenBatch:
         return windows(self.tokens, item, self.length)
+
+
+@dataclass(frozen=True)
+class CarriedBatch(TokenBatch):
+    """The next tokens of several texts. `carry["state"]` is the model's state after those before them, None at the
+    beginning of an epoch; the objective replaces it.
+    """
+
+    carry: Any = None
+
+
+class CarriedStream:
+    """A long text in `rows` parts that are read side by side, `length` tokens of each in a batch, in their order.
+
+    A recurrent model carries its state from one batch to the next, and back-propagates within each: truncated
+    back-propagation through time (Williams and Peng 1990). An epoch begins at a random offset. The state is stored in
+    checkpoints.
+    """
+
+    def __init__(self, tokens: np.ndarray, *, length: int, rows: int, seed: int):
+        if len(tokens) < rows * 2:
+            raise InputError(
+                f"The training text has {len(tokens)} tokens, too few for {rows} rows that are read side by side. "
+                "Use a longer text or smaller train.batch_tokens."
+            )
+        check_tokens(rows, length, "A batch")
+        self.tokens, self.length, self.rows, self.seed = tokens, length, rows, seed
+        self.epoch = self.index = 0
+        self.carry: dict[str, Any] = {"state": None}
+
+    @property
+    def part(self) -> int:
+        """Predicted tokens of each row in an epoch."""
+        return (len(self.tokens) - 1) // self.rows
+
+    @property
+    def batches(self) -> int:
+        """Batches of an epoch."""
+        return math.ceil(self.part / self.length)
+
+    def next(self) -> CarriedBatch:
+        """The next tokens of each row; the last batch of an epoch is shorter."""
+        if self.index >= self.batches:
+            self.epoch, self.index, self.carry = self.epoch + 1, 0, {"state": None}
+        spare = len(self.tokens) - 1 - self.part * self.rows
+        offset = int(_generator(self.seed, self.epoch).integers(0, spare + 1))
+        begin = self.index * self.length
+        size = min(self.length, self.part - begin)
+        starts = offset + begin + self.part * np.arange(self.rows)
+        batch = windows(self.tokens, starts, size)
+        self.index += 1
+        return CarriedBatch(batch.inputs, batch.labels, self.carry)
+
+    def state(self) -> dict[str, int]:
+        """The epoch, and the number of its batches already read."""
+        return {"epoch": self.epoch, "index": self.index}
+
+    def load_state(self, state: dict[str, int]) -> None:
+        self.epoch, self.index, self.carry = state["epoch"], state["index"], {"state": None}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The model's state: the parts of each layer."""
+        layers = self.carry["state"] or ()
+        return {
+            f"{layer}.{part}": tensor.cpu() for layer, parts in enumerate(layers) for part, tensor in enumerate(parts)
+        }
+
+    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Restores it."""
+        layers: dict[int, dict[int, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            layer, part = map(int, name.split("."))
+            layers.setdefault(layer, {})[part] = tensor
+        state = [tuple(layers[layer][part] for part in sorted(layers[layer])) for layer in sorted(layers)]
+        self.carry = {"state": state or None}
 
 
 class ShuffledStream(_Epochs):

@@ -21,6 +21,7 @@ from quatrain.evaluation.charts import (
     thin,
 )
 from quatrain.evaluation.report.aligning import alignments, is_watched
+from quatrain.evaluation.report.figures import figures
 from quatrain.evaluation.report.learning import confusions, memory, training_samples
 from quatrain.evaluation.report.reading import Curve, RunRecord, StageRecord
 from quatrain.evaluation.report.samples import samples
@@ -41,6 +42,7 @@ def page(run: RunRecord) -> dict[str, Any]:
         "lead": _lead(run, names),
         "tiles": _tiles(run, names),
         "curves": _curves(run, names),
+        "figures": figures(run.stages, names),
         "scores": _scores(run, names),
         "kinds": _kinds(run, names),
         "alignments": alignments(run.stages, names),

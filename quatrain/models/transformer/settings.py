@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field
 
 from quatrain.core.errors import InputError
-from quatrain.core.settings import Problem, Settings
+from quatrain.core.settings import Problem, Settings, parse
+from quatrain.models.classic._settings import ClassicFamily, ClassicSettings
 from quatrain.models.transformer.config import MAX_LAYERS, MAX_SIZE, ModelConfig
+
+if TYPE_CHECKING:
+    from quatrain.models.classic.base import ClassicConfig
 
 DecoderFamily = Literal[
     "llama",
@@ -33,9 +37,11 @@ EncoderFamily = Literal["bert", "roberta", "distilbert", "modernbert"]
 EncoderDecoderFamily = Literal["t5", "mt5", "bart", "marian"]
 """Encoder-decoder families."""
 
-FamilyName = Literal[DecoderFamily, EncoderFamily, EncoderDecoderFamily]
+FamilyName = Literal[DecoderFamily, EncoderFamily, EncoderDecoderFamily, ClassicFamily]
 
 DECODERS, ENCODERS, ENCODER_DECODERS = map(get_args, (DecoderFamily, EncoderFamily, EncoderDecoderFamily))
+CLASSIC = get_args(ClassicFamily)
+"""Networks from before the transformer."""
 
 PLAIN_FEED_FORWARD = (
     "gpt2",
@@ -67,12 +73,22 @@ MISSING_HEADS = {
 }
 """For each head the families that do not have it; a test compares this table with the families."""
 
+CLASSIC_HEADS: dict[str, tuple[ClassicFamily, ...]] = {
+    "causal": ("recurrent", "window-lm"),
+    "seq2seq": ("recurrent-seq2seq",),
+    "token_classification": ("recurrent-encoder", "elmo"),
+    "sequence_classification": ("recurrent-encoder", "text-cnn"),
+    "bidirectional": ("elmo",),
+}
+"""For each head the classic networks that have it; a test compares this table with their kinds."""
+
 
 def families_with_head(head: str) -> tuple[str, ...]:
     """The families that have a head."""
-    language = {"causal": DECODERS, "masked": ENCODERS, "seq2seq": ENCODER_DECODERS}
+    language = {"causal": DECODERS, "masked": ENCODERS, "seq2seq": ENCODER_DECODERS, "bidirectional": ()}
     every = language.get(head, (*ENCODERS, *DECODERS, *ENCODER_DECODERS))
-    return tuple(family for family in every if family not in MISSING_HEADS.get(head, ()))
+    transformers = tuple(family for family in every if family not in MISSING_HEADS.get(head, ()))
+    return transformers + CLASSIC_HEADS.get(head, ())
 
 
 class GenerationSettings(Settings):
@@ -94,6 +110,7 @@ class ModelSettings(Settings):
 
     `num_key_value_heads` defaults to `num_attention_heads`. `intermediate_size` defaults to 4 * `hidden_size` for a
     plain feed-forward network (GPT-2), and to 8/3 of it, rounded up to a multiple of 64, for a gated one (Llama).
+    `classic` has the choices of networks from before the transformer, for their families alone.
     """
 
     family: FamilyName = "llama"
@@ -109,6 +126,7 @@ class ModelSettings(Settings):
         default=None, min_length=1, description="model folder, or hub id owner/name, to start from"
     )
     generation: GenerationSettings = GenerationSettings()
+    classic: ClassicSettings = ClassicSettings()
 
     @property
     def resolved_intermediate_size(self) -> int:
@@ -124,13 +142,15 @@ class ModelSettings(Settings):
         """Number of key and value heads: `num_attention_heads` without grouped-query attention."""
         return self.num_key_value_heads or self.num_attention_heads
 
-    def config(self, vocab_size: int, *, head: str | None = None, **more: Any) -> ModelConfig:
-        """The `ModelConfig` of these sizes; `more` sets other fields, such as the special token ids and labels.
+    def config(self, vocab_size: int, *, head: str | None = None, **more: Any) -> ModelConfig | ClassicConfig:
+        """The configuration of these sizes; `more` sets other fields, such as the special token ids and labels.
 
         `head` defaults to the family's language head. Raises InputError if `folder` is set, whose sizes apply then.
         """
         if self.folder is not None:
             raise InputError(f"model.folder = {self.folder!r} has its own sizes; read its config.json")
+        if self.family in CLASSIC:
+            return self._classic_config(vocab_size, head, more)
         from quatrain.models.families.fresh import fresh_config
 
         sizes: dict[str, Any] = {
@@ -151,10 +171,39 @@ class ModelSettings(Settings):
         dropout = more.pop("dropout", 0.0)
         return fresh_config(self.family, sizes | more, head=head).replace(dropout=dropout, **own)
 
+    def _classic_config(self, vocab_size: int, head: str | None, more: Mapping[str, Any]) -> ClassicConfig:
+        """The configuration of a classic network. Raises InputError for choices that it does not have."""
+        from quatrain.models import classic
+
+        kind: Any = classic.find(self.family)
+        values = self.classic.given() | {
+            "vocab_size": vocab_size,
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "max_length": self.max_position_embeddings,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            **({} if head is None else {"head": head}),
+            **{name: value for name, value in more.items() if value is not None},
+        }
+        if kind.Config.architecture == "encoder-decoder":
+            start = next((more[role] for role in ("pad_token_id", "bos_token_id") if more.get(role) is not None), 0)
+            values.setdefault("decoder_start_token_id", start)
+        if unknown := sorted(set(self.classic.given()) - set(kind.Config.model_fields)):
+            raise InputError(
+                f"model.classic: {', '.join(unknown)}; a {self.family} model has no such part: leave it out"
+            )
+        config: ClassicConfig = parse(kind.Config, values, what="the model")
+        return config
+
     def conflicts(self) -> Iterator[Problem]:
         if self.folder is not None:
             yield from self._shape_with_folder()
             return
+        if self.family in CLASSIC:
+            return
+        if self.classic != ClassicSettings():
+            text = f"is for {', '.join(CLASSIC)}; family = {self.family} reads none of it: leave it out"
+            yield Problem(("classic",), text, (("family",),))
         size, heads = self.hidden_size, self.num_attention_heads
         if size % heads:
             near = _near_multiple(size, heads)

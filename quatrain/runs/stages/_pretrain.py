@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import torch
+
+from quatrain.core.errors import InputError
 from quatrain.data import token_file
 from quatrain.data.batches import TokenExample
 from quatrain.data.documents import DocumentChunk
 from quatrain.data.token_file import TokenFile
 from quatrain.evaluation.metrics.objectives import evaluate_objective
 from quatrain.evaluation.perplexity import TextLoss, examples_loss, text_loss
+from quatrain.models.classic.ngram import NgramModel
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.stack import Model
 from quatrain.runs.assess import assess, preview
@@ -25,14 +32,28 @@ from quatrain.runs.streaming import Make, of_texts, streamed
 from quatrain.tokenizers.fit import check_fits
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import checkpoints
-from quatrain.training.objectives import Causal, Denoising, Masked, Objective, SpanCorruption
+from quatrain.training.objectives import Bidirectional, CarriedCausal, Causal, Denoising, Masked, Objective, SpanCorruption
 from quatrain.training.objectives.corruption import CorruptionObjective
-from quatrain.training.streams import AlternatingStream, BatchStream, CopyStream, ExampleStream, WindowStream
+from quatrain.training.sampled_loss import SampledSoftmax
+from quatrain.training.streams import (
+    AlternatingStream,
+    BatchStream,
+    CarriedStream,
+    CopyStream,
+    ExampleStream,
+    WindowStream,
+)
 
 COPY_LENGTH = 64
 """Tokens in a row of the copying steps."""
 VALIDATION_TOKENS = 100_000
 """Most held-out tokens that a validation of a corruption objective reads."""
+NGRAM_TOKENS = 3_000_000
+"""The longest text of which a pretraining also counts n-grams, as the score to beat: some seconds."""
+REACH, REACH_TEXTS = 64, 32
+"""Tokens of the texts, and how many, that show how far back a recurrent model's loss reaches."""
+WORD_CHUNK = 65_536
+"""Tokens that are split into words at once, for a model that learns a vocabulary of words."""
 CORRUPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "masked": (Masked, ("whole_word_masking", "next_sentence_prediction")),
     "span": (SpanCorruption, ("mean_span_length",)),
@@ -47,9 +68,60 @@ def run(settings: PretrainStage, context: StageContext) -> StageResult:
     _, result = learn(job, context)
     if result.validation_loss is not None and isinstance(job.objective, Causal):
         result.perplexity = TextLoss(result.validation_loss, 1).perplexity
+    compare(settings, context, job, result)
     assess(settings, context, job.model, job.tokenizer, result)
     checkpoints.remove(context.checkpoints)
     return result
+
+
+def compare(settings: PretrainStage, context: StageContext, job: TrainingJob, result: StageResult) -> None:
+    """Names the n-gram model that a language model has to beat, counted from the same tokens, and shows how far back a
+    recurrent one looks.
+    """
+    if not isinstance(job.objective, Causal) or context.recipe.data_of(settings).streaming:
+        return
+    learned, held_out = split_tokens(settings, context, job.tokenizer)
+    if len(held_out) < 2:
+        return
+    if len(learned) <= NGRAM_TOKENS and settings.rows != "documents" and model_folder_of(context) is None:
+        began = time.perf_counter()
+        order = 7 if job.tokenizer.vocab_size <= 256 else 3
+        counted = NgramModel.fit(learned.tokens, job.tokenizer.vocab_size, order, "modified_kneser_ney")
+        loss = text_loss(counted, held_out.tokens, context=1).loss  # type: ignore[arg-type]
+        seconds = time.perf_counter() - began
+        own = result.validation_loss
+        verdict = "" if own is None else f"; the model's {own:.3f} is {'below' if own < loss else 'above'} it"
+        result.notes.append(
+            f"a {order}-gram with modified Kneser-Ney smoothing, counted in {seconds:.1f} s from the same tokens, has "
+            f"the loss {loss:.3f}{verdict}"
+        )
+        result.extra["ngram"] = {"order": order, "loss": loss, "seconds": seconds}
+    if (figure := reach_figure(job.model, held_out)) is not None:
+        result.extra["figures"] = [figure]
+
+
+def reach_figure(model: Any, held_out: TokenFile) -> dict[str, Any] | None:
+    """How strongly a prediction depends on the inputs before it, for a model that tells it (`gradient_norms`)."""
+    norms_of = getattr(model, "gradient_norms", None)
+    if norms_of is None or len(held_out) <= REACH:
+        return None
+    starts = np.linspace(0, len(held_out) - REACH - 1, min(REACH_TEXTS, len(held_out) - REACH)).astype(int)
+    rows = np.stack([held_out[start : start + REACH + 1] for start in starts]).astype(np.int64)
+    norms = norms_of(torch.from_numpy(rows).to(model.device))
+    largest = max(norms) or 1.0
+    line = {
+        "name": "gradient",
+        "x": list(range(len(norms), 0, -1)),
+        "y": [math.log10(max(norm / largest, 1e-12)) for norm in norms],
+    }
+    return {
+        "kind": "lines",
+        "title": "How far back the loss reaches",
+        "note": "gradient of the last token's loss by the distance of the input: why gradients vanish",
+        "lines": [line],
+        "x_label": "tokens back",
+        "y_label": "log10 of the norm, the largest is 0",
+    }
 
 
 def prepare(settings: PretrainStage, context: StageContext) -> TrainingJob:
@@ -58,6 +130,8 @@ def prepare(settings: PretrainStage, context: StageContext) -> TrainingJob:
     model = with_dropout(starting_model(settings, context, tokenizer), settings.train.dropout)
     length = settings.context or model.config.max_position_embeddings
     objective: Any = make_objective(settings, tokenizer, length)
+    if settings.rows == "carried" and context.processes > 1:
+        raise InputError('rows: "carried"; the state of a text is carried on in one process: start one only.')
     objective.multiple = settings.train.pad_to_multiple_of
     train = settings.train
     job = TrainingJob(
@@ -78,6 +152,11 @@ def prepare(settings: PretrainStage, context: StageContext) -> TrainingJob:
         _pairs(settings, context, job)
         return job
     learned, held_out = split_tokens(settings, context, tokenizer)
+    if (learn_words := getattr(model, "learn_words", None)) is not None:
+        learn_words(learned[start : start + WORD_CHUNK] for start in range(0, len(learned), WORD_CHUNK))
+    if settings.sampled_softmax:
+        counts = np.bincount(learned.tokens, minlength=model.config.vocab_size)
+        objective.sampler = SampledSoftmax(counts, settings.sampled_softmax)
     job.stream, job.steps, job.examples = make_stream(settings, context, objective, learned, length)
     job.validate = make_validation(settings, objective, held_out, length)
     job.compare = model_folder_of(context) is not None
@@ -88,8 +167,11 @@ def prepare(settings: PretrainStage, context: StageContext) -> TrainingJob:
 
 def make_objective(settings: PretrainStage, tokenizer: Tokenizer, length: int) -> Objective:
     """The objective of the stage, for rows of at most `length` tokens."""
+    if settings.objective == "bidirectional":
+        return Bidirectional(tokenizer.pad_id or 0)
     if settings.objective not in CORRUPTIONS:
-        return Causal(tokenizer.pad_id or 0)
+        kind = CarriedCausal if settings.rows == "carried" else Causal
+        return kind(tokenizer.pad_id or 0)
     kind, names = CORRUPTIONS[settings.objective]
     options = {name: getattr(settings, name) for name in names}
     if settings.mask_ratio is not None:
@@ -169,6 +251,9 @@ def make_stream(
         pad_id = getattr(objective, "pad_id", 0)
         stream, steps = example_stream(settings, context, examples, length=length, pad_id=pad_id)
         return stream, steps, examples
+    if settings.rows == "carried":
+        carried = CarriedStream(learned.tokens, length=length, rows=rows, seed=context.seed)
+        return carried, train.steps or max(1, round((train.epochs or 1) * carried.batches / train.accumulation)), None
     windows = WindowStream(learned.tokens, length=row, rows=rows, seed=context.seed, stride=settings.stride)
     tokens = rows * windows.stride * train.accumulation
     return windows, train.steps or max(1, round((train.epochs or 1) * len(learned) / tokens)), None

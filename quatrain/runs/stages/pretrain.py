@@ -25,12 +25,14 @@ class PretrainStage(StageSettings):
     """Trains on text, from fresh weights or from `model.folder`. `context` defaults to the model's longest.
 
     `objective` is what the model predicts: every next token (`causal`), masked tokens (`masked`: BERT), masked spans
-    (`span`: T5), or the clean text of a corrupted one (`denoise`: BART). `mask_ratio` is the fraction of tokens that
-    the last three mask; the defaults are 0.15, 0.15 and 0.3.
+    (`span`: T5), the clean text of a corrupted one (`denoise`: BART), or each word from those before it and from those
+    behind it (`bidirectional`: ELMo). `mask_ratio` is the fraction of tokens that
+    those that corrupt mask; the defaults are 0.15, 0.15 and 0.3.
 
     `rows` = "windows" cuts the running text into rows; "documents" gives each document its own row, for corpora of
-    short documents, and cuts longer ones at `context`. With a `stride` smaller than `context` windows overlap, and an
-    epoch has more of them.
+    short documents, and cuts longer ones at `context`; "carried" reads the text in order, in as many parts as a batch
+    has rows, and a recurrent model carries its state from batch to batch. With a `stride` smaller than `context`
+    windows overlap, and an epoch has more of them.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {
@@ -41,8 +43,8 @@ class PretrainStage(StageSettings):
     }
 
     kind: Literal["pretrain"] = "pretrain"
-    objective: Literal["causal", "masked", "span", "denoise"] = "causal"
-    rows: Literal["windows", "documents"] = "windows"
+    objective: Literal["causal", "masked", "span", "denoise", "bidirectional"] = "causal"
+    rows: Literal["windows", "documents", "carried"] = "windows"
     mask_ratio: float | None = Field(default=None, gt=0, le=0.9, description="fraction of tokens that are masked")
     stride: int | None = Field(default=None, ge=1, description="tokens between the starts of two windows")
     mean_span_length: float = Field(default=3.0, ge=1, le=1000, description="mean tokens of a masked span")
@@ -53,6 +55,9 @@ class PretrainStage(StageSettings):
     copy_steps: int = Field(default=0, ge=0)
     copy_every: int = Field(default=0, ge=0, description="0 for never again")
     context: int | None = Field(default=None, ge=2)
+    sampled_softmax: int = Field(
+        default=0, ge=0, description="words that a label competes with in a training step; 0 for the whole vocabulary"
+    )
     train: TrainSettings
     data: DataSettings | None = None
     evaluate: bool = True
@@ -65,6 +70,7 @@ class PretrainStage(StageSettings):
             "next_sentence_prediction": ("masked",),
             "copy_steps": ("causal",),
             "copy_every": ("causal",),
+            "sampled_softmax": ("causal",),
         }
         yield from unread_settings(self, only)
         if self.stride is not None and self.rows != "windows":
@@ -72,11 +78,15 @@ class PretrainStage(StageSettings):
         if self.stride is not None and self.context is not None and self.stride > self.context:
             text = f"{self.stride}; must be at most context = {self.context}: what lies between would never be learned"
             yield Problem(("stride",), text, (("context",),))
+        if self.rows == "carried" and self.objective != "causal":
+            yield Problem(("rows",), '"carried"; only objective = "causal" reads a text in order', (("objective",),))
         if self.train.packing and (self.objective != "causal" or self.rows != "documents"):
             text = 'true; only objective = "causal" with rows = "documents" has examples to pack: leave it out'
             yield Problem(("train", "packing"), text, (("rows",), ("objective",)))
 
     def streaming_problems(self) -> Iterator[str]:
+        if self.rows == "carried":
+            yield 'rows: "carried"; a text that is read in several places at once is at hand as a whole: leave it out'
         if self.stride is not None:
             yield f"stride: {self.stride}; windows of a stream do not overlap: leave it out"
         if self.next_sentence_prediction:
@@ -91,6 +101,9 @@ def needs(settings: PretrainStage, recipe: RecipeSettings) -> set[Need]:
 def conflicts(settings: PretrainStage, recipe: RecipeSettings, index: int) -> Iterator[Problem]:
     """Families that have no head for the objective."""
     yield from family_conflicts(recipe, ("stage", index, "objective"), settings.objective)
+    if settings.rows == "carried" and recipe.model.folder is None and recipe.model.family != "recurrent":
+        text = f'"carried"; a {recipe.model.family} model has no state to carry on: leave it out'
+        yield Problem(("stage", index, "rows"), text, (("model", "family"),))
 
 
 def special_tokens(settings: PretrainStage, recipe: RecipeSettings) -> list[str]:

@@ -1,7 +1,8 @@
 """Training objectives. Each one collates examples into a batch and computes (summed loss, weight, metrics)."""
 
 from quatrain.training.objectives.answers import Answer, ExtractiveQA, best_answers
-from quatrain.training.objectives.base import Causal, Objective, collate
+from quatrain.training.objectives.base import CarriedCausal, Causal, Objective, collate
+from quatrain.training.objectives.bidirectional import Bidirectional
 from quatrain.training.objectives.classification import MultipleChoice, SequenceClassification
 from quatrain.training.objectives.denoising import Denoising
 from quatrain.training.objectives.embedding import Contrastive, CosineSimilarity
@@ -16,6 +17,8 @@ __all__ = [
     "TextObjective",
     "collate",
     "Causal",
+    "CarriedCausal",
+    "Bidirectional",
     "Masked",
     "SpanCorruption",
     "Denoising",

@@ -21,6 +21,7 @@ from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.stack import Model
 from quatrain.training.chunked_loss import summed_language_loss
 from quatrain.training.objectives.metrics import Metric
+from quatrain.training.sampled_loss import SampledSoftmax
 
 Loss = tuple[Tensor, int, Mapping[str, Metric]]
 """The summed loss, the weight to divide it by, and metrics that are summed and divided in the same way; a `PartMean`
@@ -49,9 +50,13 @@ class Objective(Protocol):
 
 
 class Causal:
-    """Next-token prediction on the labelled tokens: all of a text, or the assistant's turns of a chat."""
+    """Next-token prediction on the labelled tokens: all of a text, or the assistant's turns of a chat.
+
+    With a `sampler` the training loss is a sampled softmax.
+    """
 
     likelihood = "loss"
+    sampler: SampledSoftmax | None = None
 
     def __init__(self, pad_id: int = 0, *, multiple: int = 8):
         self.pad_id, self.multiple = pad_id, multiple
@@ -63,7 +68,32 @@ class Causal:
     def loss(self, model: Model, batch: TokenBatch) -> Loss:
         """Cross-entropy in nats, summed over the labelled tokens; the weight is their number."""
         hidden = model.hidden_states(**batch.inputs)
-        return summed_language_loss(model, hidden, batch.labels), batch.num_labels, {}
+        return self.summed(model, hidden, batch.labels), batch.num_labels, {}
+
+    def summed(self, model: Any, hidden: Tensor, labels: Tensor) -> Tensor:
+        """The summed loss of labels (B, T) from hidden states (B, T, C)."""
+        if self.sampler is not None and model.training:
+            return self.sampler.loss(model, hidden, labels)
+        return summed_language_loss(model, hidden, labels)
+
+
+class CarriedCausal(Causal):
+    """Next-token prediction in a text that goes on from batch to batch, for a model that carries a state (`carried`).
+
+    Gradients end where a batch begins: truncated back-propagation through time.
+    """
+
+    def loss(self, model: Any, batch: Any) -> Loss:
+        network, carry = getattr(model, "module", model), getattr(batch, "carry", None)
+        if carry is None:  # An example of its own, as evaluation has them.
+            return super().loss(model, batch)
+        state = carry["state"]
+        if state is not None:
+            state = [tuple(part.to(batch.input_ids.device) for part in layer) for layer in state]
+        hidden, after = network.carried(batch.input_ids, state)
+        if network.training:
+            carry["state"] = [tuple(part.detach() for part in layer) for layer in after]
+        return self.summed(network, hidden, batch.labels), batch.num_labels, {}
 
 
 def collate(objective: Objective, examples: Any, seed: Seeds) -> Any:

@@ -139,8 +139,15 @@ class TokenClassification(LabelledObjective):
 
     @torch.no_grad()
     def predict(self, model: Any, batch: TokenBatch) -> list[list[int]]:
-        """For each row the predicted label indices at its labelled positions."""
-        best = self.forward(model, batch)[0].argmax(-1)
+        """For each row the predicted label indices at its labelled positions.
+
+        A model that scores whole sequences of tags has a `tag` of its own.
+        """
+        logits = self.forward(model, batch)[0]
+        if (tag := getattr(model, "tag", None)) is not None:
+            found: list[list[int]] = tag(logits, batch.labels != IGNORE_INDEX)[0]
+            return found
+        best = logits.argmax(-1)
         return [row[labels != IGNORE_INDEX].tolist() for row, labels in zip(best, batch.labels, strict=True)]
 
     def predictions(self, examples: Sequence[TaggedWindow], outputs: Sequence[Sequence[int]]) -> list[list[str]]:
