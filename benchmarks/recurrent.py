@@ -61,7 +61,10 @@ def theirs(model: Any, tokens: Any, arguments: Any) -> tuple[float, float]:
     kind = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[config.cell]
     layers = kind(config.embedding_width, config.output_hidden_size, 1, batch_first=True)
     layers.load_state_dict(cell.state_dict())
-    embedding, head = nn.Embedding(config.vocab_size, config.embedding_width), nn.Linear(config.embedding_width, config.vocab_size)
+    embedding, head = (
+        nn.Embedding(config.vocab_size, config.embedding_width),
+        nn.Linear(config.embedding_width, config.vocab_size),
+    )
     embedding.weight.data.copy_(model.embed_tokens.weight)
     head.weight = embedding.weight
     head.bias.data.copy_(model.lm_head.bias)
@@ -101,10 +104,13 @@ def speed(arguments: Any) -> dict[str, Any]:
             rate, losses[name] = side(model, tokens, arguments)
             return rate
 
-        rates = in_turns({"quatrain": lambda: turn(ours, "quatrain"), "torch": lambda: turn(theirs, "torch")}, arguments.repeat)
+        rates = in_turns(
+            {"quatrain": lambda: turn(ours, "quatrain"), "torch": lambda: turn(theirs, "torch")}, arguments.repeat
+        )
         medians = {name: spread(values) for name, values in rates.items()}
         ratio = medians["quatrain"]["median"] / medians["torch"]["median"]
-        print(f"{cell}: ours {medians['quatrain']['median']:,.0f} tokens/s, plain PyTorch {medians['torch']['median']:,.0f}: {ratio:.2f} times")
+        own, other = (medians[name]["median"] for name in ("quatrain", "torch"))
+        print(f"{cell}: ours {own:,.0f} tokens/s, plain PyTorch {other:,.0f}: {ratio:.2f} times")
         print(f"  last loss {losses['quatrain']:.4f} and {losses['torch']:.4f}")
         found[cell] = {"tokens_per_second": medians, "ratio": ratio, "last_loss": losses}
     return found

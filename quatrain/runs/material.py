@@ -126,7 +126,7 @@ def whitespace_ids(tokenizer: Tokenizer) -> list[int]:
     spaces = [token for token in range(tokenizer.vocab_size) if tokenizer.decode([token]).isspace()]
     if not spaces:
         raise InputError(
-            'model.classic.words: true; the tokenizer has no token for a space alone, so words cannot be told apart: '
+            "model.classic.words: true; the tokenizer has no token for a space alone, so words cannot be told apart: "
             'take tokenizer.kind = "char", or "bpe" with vocab_size = 260 (bytes).'
         )
     return sorted({*spaces, *tokenizer.special_ids})

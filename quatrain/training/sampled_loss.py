@@ -1,5 +1,5 @@
-"""Sampled softmax: the loss of a language head over a few words instead of the whole vocabulary (Jean et al. 2015, arXiv
-1412.2007).
+"""Sampled softmax: the loss of a language head over a few words instead of the whole vocabulary (Jean et al. 2015,
+arXiv 1412.2007).
 
 In a small model with a large vocabulary nearly all of the work of a step is the softmax. Here every step draws some
 words from the text's own frequencies, and each label competes with these alone. A correction by the probability of

@@ -11,41 +11,25 @@ from quatrain.runs.recipe import load, loads
 from quatrain.runs.runner import run
 from quatrain.runs.stages import _ladder
 
-RECIPE = """
-name = "small"
-[data]
-source = "{source}"
-validation = 0.2
-[tokenizer]
-kind = "char"
-[[stage]]
-kind = "tokenizer"
-[[stage]]
-kind = "ladder"
-rungs = [
-    {{ name = "uniform", kind = "uniform" }},
-    {{ name = "unigram", kind = "unigram" }},
-    {{ name = "5-gram", kind = "ngram", order = 5 }},
-    {{ name = "bag", model = {{ family = "window-lm", hidden_size = 16, max_position_embeddings = 32, classic = {{ combine = "mean" }} }}, train = {{ steps = 4, batch_tokens = 64, precision = "float32", warmup_steps = 1 }} }},
-    {{ name = "LSTM", rows = "carried", model = {{ family = "recurrent", hidden_size = 16, max_position_embeddings = 32 }}, train = {{ steps = 4, batch_tokens = 64, precision = "float32", warmup_steps = 1 }} }},
-]
-"""
+NETWORKS = range(4, 9)
+SMALL = [f"stage.ladder.rungs.{number}.train.{key}" for number in NETWORKS for key in ("warmup_steps=1", "steps=2")]
 
 
 @pytest.fixture
 def recipe(tmp_path):
+    """The recipe that ships, for two steps of each network."""
     source = tmp_path / "text.txt"
-    source.write_text("the cat sat on the mat, and the dog sat on the log. " * 60, encoding="utf-8")
-    return loads(RECIPE.format(source=source.as_posix()))
+    source.write_text("the cat sat on the mat, and the dog sat on the log. " * 150, encoding="utf-8")
+    return load("ladder", [f"data.source={source.as_posix()}", *SMALL])
 
 
 def test_rungs_are_measured_alike_and_drawn(recipe, tmp_path, monkeypatch):
     folder = run(recipe, runs_dir=tmp_path / "runs", reporter=SilentReporter()).folder
     result = json.loads((folder / "stages/02-ladder/result.json").read_text())
     rows = {row["name"]: row for row in result["ladder"]}
-    assert list(rows) == ["uniform", "unigram", "5-gram", "bag", "LSTM"]
+    assert list(rows) == [rung.name for rung in recipe.stage[1].rungs] and len(rows) == 9
     assert rows["uniform"]["bits_per_byte"] == pytest.approx(rows["uniform"]["loss"] / math.log(2), rel=1e-9)
-    assert rows["5-gram"]["bits_per_byte"] < 0.5 < rows["unigram"]["bits_per_byte"] < rows["uniform"]["bits_per_byte"]
+    assert rows["7-gram"]["bits_per_byte"] < 0.5 < rows["unigram"]["bits_per_byte"] < rows["uniform"]["bits_per_byte"]
     assert rows["LSTM"]["parameters"] > 0 and rows["LSTM"]["seconds"] > 0 == rows["uniform"]["seconds"]
     report = (folder / "report.html").read_text()
     assert "Bits per byte against seconds" in report and report.count('class="dot single"') >= 10
@@ -60,9 +44,12 @@ def test_rungs_are_measured_alike_and_drawn(recipe, tmp_path, monkeypatch):
 
 def test_rungs_that_cannot_be_are_named_together():
     with pytest.raises(InputError) as caught:
-        loads(
-            RECIPE.format(source="x.txt")
-            + """
+        loads("""
+name = "wrong"
+[data]
+source = "x.txt"
+[[stage]]
+kind = "tokenizer"
 [[stage]]
 kind = "ladder"
 rungs = [
@@ -71,8 +58,7 @@ rungs = [
     { name = "b", model = { family = "bert" }, train = { steps = 30 } },
     { name = "c", rows = "carried", model = { family = "gpt2" }, train = { steps = 30 } },
 ]
-"""
-        )
+""")
     text = "\n".join(caught.value.problems)
     for part in ("a network has to be trained", "only a network is trained", "bert; must be a new model", "no state"):
         assert part in text, part

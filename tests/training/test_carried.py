@@ -1,5 +1,7 @@
 """Texts that go on from batch to batch: the stream's order, the carried state, and a killed run bit for bit."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ def stream(seed=0, rows=4, length=16):
 def test_every_row_goes_on_where_it_ended_and_an_epoch_covers_the_text():
     read = stream()
     batches = [read.next() for _ in range(read.batches)]
-    for before, after in zip(batches, batches[1:], strict=False):
+    for before, after in pairwise(batches):
         assert torch.equal(before.labels[:, -1], after.input_ids[:, 0])
     text = torch.cat([batch.labels for batch in batches], 1)
     assert text.numel() == 4 * ((3000 - 1) // 4)
@@ -46,7 +48,8 @@ def test_the_state_of_a_batch_is_that_of_the_text_before_it():
     assert float(loss) == pytest.approx(float(whole[:, 16:].sum()), rel=1e-5)
     before = [part.clone() for layer in second.carry["state"] for part in layer]
     objective.loss(model.eval(), second)
-    assert all(torch.equal(*pair) for pair in zip(before, (p for l in second.carry["state"] for p in l), strict=True))
+    after = [part for layer in second.carry["state"] for part in layer]
+    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
 
 
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
@@ -78,7 +81,9 @@ def test_a_text_too_short_for_its_rows_is_refused():
 
 
 def test_both_directions_learn():
-    model = Elmo(ElmoConfig(vocab_size=50, hidden_size=16, word_vocab_size=30, boundary_token_ids=[0, 7], num_filters=8))
+    model = Elmo(
+        ElmoConfig(vocab_size=50, hidden_size=16, word_vocab_size=30, boundary_token_ids=[0, 7], num_filters=8)
+    )
     model.initialize(0).learn_words([tokens().tolist()])
     read, entries = WindowStream(tokens(), length=64, rows=2, seed=0), []
     run = Trainer(model, Bidirectional(), read, settings(steps=30, learning_rate=0.01), steps=30)

@@ -306,5 +306,3 @@ def reversed_rows(x: Tensor, lengths: Tensor) -> Tensor:
     slots = torch.arange(x.shape[1], device=x.device)
     order = torch.where(slots < lengths[:, None], lengths[:, None] - 1 - slots, slots)
     return x.gather(1, order[..., None].expand_as(x))
-
-

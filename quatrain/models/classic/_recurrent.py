@@ -122,9 +122,7 @@ def of_equal_length(tokens: Sequence[Sequence[int]]) -> list[list[int]]:
 
 def joined(states: Sequence[Sequence[LayerState]]) -> list[LayerState]:
     """The states of single texts as those of a batch."""
-    return [
-        tuple(torch.stack(parts) for parts in zip(*layers, strict=True)) for layers in zip(*states, strict=True)
-    ]
+    return [tuple(torch.stack(parts) for parts in zip(*layers, strict=True)) for layers in zip(*states, strict=True)]
 
 
 def detached(state: Sequence[LayerState]) -> list[LayerState]:

@@ -94,7 +94,7 @@ class WordSpans:
 
 
 class WordTable(nn.Module):
-    """A vocabulary of words as hashes of their token ids, sorted: `indices` numbers them from 1; 0 is any other word."""
+    """A vocabulary of words as sorted hashes of their token ids. `indices` numbers them from 1; 0 is any other word."""
 
     hashes: Tensor
 
@@ -175,7 +175,7 @@ class WordReader(nn.Module):
 
     def compose(self, spans: WordSpans) -> Tensor:
         """The vectors (B, W, C) of words."""
-        rows, words, letters = spans.tokens.shape
+        rows, words, _letters = spans.tokens.shape
         longest = max(int(spans.inside.sum(2).max()), 1)
         tokens, inside = spans.tokens[..., :longest].reshape(-1, longest), spans.inside[..., :longest]
         inside = inside.reshape(-1, 1, longest)

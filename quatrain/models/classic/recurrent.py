@@ -40,9 +40,7 @@ class RecurrentLM(Network, StateModel):
         """The last hidden states (B, T, C) of texts (B, T), each from its beginning."""
         return self.carried(input_ids)[0]
 
-    def carried(
-        self, input_ids: Tensor, state: Sequence[LayerState] | None = None
-    ) -> tuple[Tensor, list[LayerState]]:
+    def carried(self, input_ids: Tensor, state: Sequence[LayerState] | None = None) -> tuple[Tensor, list[LayerState]]:
         """Hidden states (B, T, C) of tokens (B, T) that continue texts with this state, and the state after them."""
         hidden, after = self.stack(self.drop(self.embed(input_ids)), self.drop, state)
         return self.drop(hidden), after

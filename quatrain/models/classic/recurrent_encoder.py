@@ -11,10 +11,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from quatrain.models.classic._crf import CRFTags
+from quatrain.models.classic._crf import CRF, CRFTags
 from quatrain.models.classic._network import check_ids
 from quatrain.models.classic._recurrent import RecurrentConfig, RecurrentStack
 from quatrain.models.classic._words import WordConfig, make_reader
+
+__all__ = ["CRF", "MODEL", "RecurrentEncoder", "RecurrentEncoderConfig"]
 
 
 class RecurrentEncoderConfig(RecurrentConfig, WordConfig):

@@ -24,7 +24,7 @@ from quatrain.models.transformer.heads import IGNORE_INDEX
 
 
 class RecurrentSeq2SeqConfig(RecurrentConfig):
-    """A recurrent encoder-decoder. `attention`: what the decoder reads of the source beside the encoder's last state."""
+    """A recurrent encoder-decoder. `attention`: how the decoder reads the source beside the encoder's last state."""
 
     heads: ClassVar[tuple[str, ...]] = ("seq2seq",)
     architecture: ClassVar[str] = "encoder-decoder"
@@ -135,9 +135,7 @@ class RecurrentSeq2Seq(Network, StateModel):
             return [(part,) for part in parts]
         return [(h, c) for h, c in zip(parts[::2], parts[1::2], strict=True)]
 
-    def decode(
-        self, input_ids: Tensor, memory: Memory, state: Sequence[LayerState]
-    ) -> tuple[Tensor, list[LayerState]]:
+    def decode(self, input_ids: Tensor, memory: Memory, state: Sequence[LayerState]) -> tuple[Tensor, list[LayerState]]:
         """Hidden states (B, T, C) for the decoder's tokens (B, T), and its states after them."""
         embedded = self.drop(self.embed(input_ids))
         if self.attention is None:

@@ -7,6 +7,7 @@ end and carries what it has seen.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -43,7 +44,7 @@ class Convolutions(nn.Module):
     def __init__(self, config: SensorConfig):
         super().__init__()
         sizes = [config.channels] + [config.hidden_size] * config.num_hidden_layers
-        pairs = zip(sizes, sizes[1:], strict=False)
+        pairs = itertools.pairwise(sizes)
         self.layers = nn.ModuleList(nn.Conv1d(*pair, config.kernel_size, padding="same") for pair in pairs)
 
     def forward(self, series: Tensor) -> Tensor:
@@ -96,12 +97,12 @@ class SensorNetwork(Network):
         if series.dim() != 3 or series.shape[2] != self.config.channels:
             expected = f"(windows, readings, {self.config.channels})"
             raise InputError(f"series: has the shape {tuple(series.shape)}; this model reads {expected}.")
-        scaled = (series - self.mean) / self.deviation
-        features = F.dropout(self.features(scaled), self.config.dropout, self.training)
         if self.score is None:
             raise ValueError("a sensor network has a score layer")
+        scaled = ((series - self.mean) / self.deviation).to(self.score.weight.dtype)
+        features = F.dropout(self.features(scaled), self.config.dropout, self.training)
         logits = self.score(features)
-        return logits, None if labels is None else F.cross_entropy(logits, labels, reduction="none")
+        return logits, None if labels is None else F.cross_entropy(logits.float(), labels, reduction="none")
 
     @torch.no_grad()
     def classify(self, series: Tensor) -> list[str]:

@@ -4,6 +4,7 @@ hidden layer. With `combine = "mean"` the window is a bag: the model knows which
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -39,7 +40,7 @@ class WindowLM(Network, StateModel):
         self.beginning = nn.Parameter(torch.zeros(width))
         joined = width * (self.window if config.combine == "concatenate" else 1)
         sizes = [joined] + [config.hidden_size] * config.num_hidden_layers
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(sizes))
         self.output = nn.Linear(config.hidden_size, config.output_hidden_size)
         self.direct = nn.Linear(joined, config.output_hidden_size, bias=False)
         self.add_head(config.output_hidden_size)
@@ -50,7 +51,7 @@ class WindowLM(Network, StateModel):
         return self._of_windows(torch.cat((before, embedded), dim=1))
 
     def _of_windows(self, embedded: Tensor) -> Tensor:
-        """Hidden states (B, T, C) of the windows that end at each of the last T of embeddings (B, window - 1 + T, E)."""
+        """Hidden states (B, T, C) of the windows that embeddings (B, window - 1 + T, E) have, one for each token."""
         windows = self.drop(embedded).unfold(1, self.window, 1)
         if self.config.combine == "mean":
             joined = windows.mean(-1)

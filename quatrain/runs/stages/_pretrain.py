@@ -32,7 +32,15 @@ from quatrain.runs.streaming import Make, of_texts, streamed
 from quatrain.tokenizers.fit import check_fits
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import checkpoints
-from quatrain.training.objectives import Bidirectional, CarriedCausal, Causal, Denoising, Masked, Objective, SpanCorruption
+from quatrain.training.objectives import (
+    Bidirectional,
+    CarriedCausal,
+    Causal,
+    Denoising,
+    Masked,
+    Objective,
+    SpanCorruption,
+)
 from quatrain.training.objectives.corruption import CorruptionObjective
 from quatrain.training.sampled_loss import SampledSoftmax
 from quatrain.training.streams import (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def all_scores(crf: CRF, emissions: torch.Tensor) -> dict[tuple[int, ...], float
     for tags in product(range(LABELS), repeat=len(emissions)):
         total = crf.start[tags[0]] + crf.end[tags[-1]]
         total = total + sum(emissions[step, tag] for step, tag in enumerate(tags))
-        total = total + sum(crf.transitions[one, two] for one, two in zip(tags, tags[1:], strict=False))
+        total = total + sum(crf.transitions[one, two] for one, two in pairwise(tags))
         found[tags] = float(total.detach())
     return found
 

@@ -34,7 +34,13 @@ def language_model(cell="lstm", **more):
 
 
 def translator(attention="luong", cell="gru", **more):
-    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "decoder_start_token_id": 0, "eos_token_id": 1}
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "decoder_start_token_id": 0,
+        "eos_token_id": 1,
+    }
     config = RecurrentSeq2SeqConfig(cell=cell, attention=attention, **(sizes | more))
     return RecurrentSeq2Seq(config).initialize(1).eval()
 
@@ -156,7 +162,9 @@ def test_the_engine_generates_with_a_state():
     assert again[0].ids == text[10:]
     scores = engine.score([prompt], [found[0].ids])
     assert scores[0].logprobs == pytest.approx(found[0].logprobs, abs=1e-4)
-    sampled = [engine.generate([prompt], SamplingParams(max_new_tokens=8, temperature=1.0, seed=3))[0].ids for _ in "ab"]
+    sampled = [
+        engine.generate([prompt], SamplingParams(max_new_tokens=8, temperature=1.0, seed=3))[0].ids for _ in "ab"
+    ]
     assert sampled[0] == sampled[1]
 
 
@@ -339,7 +347,9 @@ def test_frequent_words_get_an_embedding_of_their_own():
     numbers = reader.table.indices(reader.spans(torch.tensor([[*often, 2, *twice, 2, *once]]), None).hashes)[0]
     assert sorted(numbers.tolist()) == [0, 1, 2] and numbers[2] == 0
     reader.learn_words([[*once, 2, *once]])
-    assert torch.equal(numbers, reader.table.indices(reader.spans(torch.tensor([[*often, 2, *twice, 2, *once]]), None).hashes)[0])
+    assert torch.equal(
+        numbers, reader.table.indices(reader.spans(torch.tensor([[*often, 2, *twice, 2, *once]]), None).hashes)[0]
+    )
 
 
 def test_wrong_ids_and_heads_are_refused():

@@ -34,7 +34,13 @@ TUNED = ["stage.finetune.train.epochs=none", "stage.finetune.train.steps=2", "st
 TINY = ["model.hidden_size=16", "model.num_hidden_layers=1", "model.num_attention_heads=2",
         "model.intermediate_size=32", "evaluate.max_new_tokens=4"]  # fmt: skip
 COPIES = ["stage.pretrain.copy_steps=1", "stage.pretrain.train.epochs=none"]
+NARROW = ["model.hidden_size=16", "evaluate.max_new_tokens=4"]
 CASES = {
+    "lstm": [*NARROW, *STORY, *SHORT],
+    "sentiment-cnn": [*NARROW, *TUNED, "tokenizer.vocab_size=512"],
+    "pos-lstm": [*NARROW, *TUNED],
+    "translate-rnn": [*NARROW, *TUNED, "tokenizer.vocab_size=1024"],
+    "elmo": [*NARROW, *READS, *SHORT, *TUNED, "model.classic.tagger_size=16"],
     "ngram": ["data.source=the-verdict", "evaluate.max_new_tokens=4"],
     "gpt-pretrain": [*TINY, *STORY, *SHORT, "tokenizer.vocab_size=512"],
     "bert-pretrain": [*TINY, *STORY, *SHORT, "tokenizer.vocab_size=512"],
@@ -122,7 +128,8 @@ CASES = {
         "evaluate.temperatures=[0.0]",
     ],
 }
-SCORES = {"sentiment": "accuracy", "sentiment-lora": "accuracy", "pos": "accuracy", "ner": "f1", "qa": "f1",
+SCORES = {"sentiment-cnn": "accuracy", "pos-lstm": "accuracy", "translate-rnn": "bleu", "elmo": "accuracy",
+          "sentiment": "accuracy", "sentiment-lora": "accuracy", "pos": "accuracy", "ner": "f1", "qa": "f1",
           "translate": "bleu", "summarize": "bleu", "summarize-lora": "bleu", "sql-finetune": "execution_accuracy",
           "instruct": "loss", "soft-prompt": "loss", "rlhf": "loss", "reward": "accuracy"}  # fmt: skip
 SETS = {"sql-finetune": ["spider-dev", "geoquery-new-questions", "geoquery-new-queries"],
@@ -133,8 +140,10 @@ ASKED = {"instruct": 3, "rlhf": 3}
 """Prompts of a recipe, which are answered beside the records."""
 QUICK = ["gpt-pretrain", "bert-pretrain", "t5-pretrain", "sentiment", "ner"]
 """The recipes of the quick set of tests: the others tokenize more data first."""
-ELSEWHERE = {"quickstart", "sherlock", "shakespeare-char", "arithmetic-grpo", "sentiment-ppo", "sentiment-control"}
-"""Recipes that the tests of the README, of the quickstart, of the stage grpo and of alignment run."""
+ELSEWHERE = {"quickstart", "sherlock", "shakespeare-char", "arithmetic-grpo", "sentiment-ppo", "sentiment-control",
+             "ladder", "activity"}  # fmt: skip
+"""Recipes that the tests of the README, of the quickstart, of alignment, and of the stages grpo, ladder and series
+run."""
 
 
 def test_every_recipe_is_run_somewhere() -> None:
