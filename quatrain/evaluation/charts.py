@@ -206,10 +206,10 @@ def point_chart(
         body.append(f'<line class="grid" x1="{left:.1f}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         body.append(_text("tick", left - 7, y + 4, short(tick), "end"))
     floor = top + plot.height
-    for power in range(low, high + 1):
-        x = left + plot.x(power)
+    for exponent in range(low, high + 1):
+        x = left + plot.x(exponent)
         body.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{floor:.1f}" y2="{floor + 4:.1f}"/>')
-        body.append(_text("tick", x, floor + 17, short(10.0**power), "middle"))
+        body.append(_text("tick", x, floor + 17, short(10.0**exponent), "middle"))
     body.append(f'<line class="axis" x1="{left:.1f}" x2="{width - right}" y1="{floor:.1f}" y2="{floor:.1f}"/>')
     body.append(_text("axis-label", left + plot.width / 2, height - 6, x_label, "middle"))
     middle = top + plot.height / 2

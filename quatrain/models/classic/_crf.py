@@ -102,7 +102,7 @@ class CRFTags(Network):
         emissions = self.score(hidden)
         heads.check_token_labels(labels, emissions.shape)
         places = labels != heads.IGNORE_INDEX
-        loss = emissions.new_zeros(labels.shape)
+        loss = torch.zeros(labels.shape, device=emissions.device)
         rows = places.any(1).nonzero()[:, 0]
         if len(rows):
             packed, tags, lengths = gathered(emissions[rows].float(), places[rows], labels[rows])
