@@ -93,6 +93,7 @@ class Network(ClassicModel):
 
     config: Any
     score: nn.Linear | None
+    embed_tokens: Any
     transform = trainable_tokens = logits_bias = pooler = None
     """Parts of a transformer's head that the losses ask for."""
 
@@ -122,7 +123,7 @@ class Network(ClassicModel):
     def tie(self) -> None:
         """Shares the embedding with the language head (Press and Wolf 2017, arXiv 1608.05859)."""
         if self.is_tied:
-            self.lm_head.weight = self.embed_tokens.weight  # type: ignore[union-attr]
+            self.lm_head.weight = self.embed_tokens.weight
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # Moving a module may replace its parameters one by one.
@@ -135,8 +136,9 @@ class Network(ClassicModel):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for module in self.modules():
-                if module is not self and hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+                reset: Any = getattr(module, "reset_parameters", None)
+                if module is not self and reset is not None:
+                    reset()
                 if isinstance(module, nn.Embedding):
                     nn.init.uniform_(module.weight, -0.1, 0.1)
                 if isinstance(module, nn.LSTM):
@@ -197,15 +199,15 @@ class Network(ClassicModel):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         head: str | None = None,
-        labels: Sequence[str] | None = None,
-        problem_type: str | None = None,
-        seed: int = 0,
+        **more: Any,
     ) -> Self:
         """As `ClassicModel.load`; `head`, `labels` and `problem_type` replace those of the files.
 
         Weights of a head that the files lack are drawn from `seed`.
         """
-        changes = {"head": head, "labels": None if labels is None else list(labels), "problem_type": problem_type}
+        labels, seed = more.get("labels"), more.get("seed", 0)
+        changes = {"head": head, "labels": None if labels is None else list(labels)}
+        changes["problem_type"] = more.get("problem_type")
         given = {name: value for name, value in changes.items() if value is not None}
         network = super().load(folder, {**raw, **given}, dtype=dtype, device=device)
         if network.newly_initialized and seed:
@@ -229,7 +231,7 @@ class Network(ClassicModel):
     def embed(self, input_ids: Tensor) -> Tensor:
         """The embeddings (…, C) of tokens (…). Raises InputError for ids outside the vocabulary."""
         check_ids(input_ids, self.config.vocab_size)
-        embedded: Tensor = self.embed_tokens(input_ids)  # type: ignore[operator]
+        embedded: Tensor = self.embed_tokens(input_ids)
         return embedded
 
     def drop(self, x: Tensor, rate: float | None = None) -> Tensor:

@@ -27,8 +27,8 @@ class RecurrentConfig(NetworkConfig):
     weight_drop: float = Field(default=0.0, ge=0, lt=1)
 
 
-CELLS: dict[str, type[nn.RNNBase]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
-CALLS = {"rnn": torch.rnn_tanh, "lstm": torch.lstm, "gru": torch.gru}
+CELLS: dict[str, Any] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+CALLS: dict[str, Any] = {"rnn": torch.rnn_tanh, "lstm": torch.lstm, "gru": torch.gru}
 """PyTorch's operators behind the modules: they take weights that are not the module's own."""
 
 LayerState = tuple[Tensor, ...]
@@ -45,8 +45,7 @@ class RecurrentLayer(nn.Module):
 
     def start(self, rows: int) -> LayerState:
         """The state (B, H) before the first token: zeros."""
-        weight = self.cell.weight_hh_l0
-        zeros = weight.new_zeros(rows, self.cell.hidden_size)
+        zeros = self.cell.weight_hh_l0.new_zeros(rows, self.cell.hidden_size)
         return (zeros, zeros) if self.kind == "lstm" else (zeros,)
 
     def forward(self, x: Tensor, state: LayerState | None = None) -> tuple[Tensor, LayerState]:
@@ -87,9 +86,14 @@ class RecurrentStack(nn.Module):
 
     def new_outputs(self, rows: int, length: int) -> Tensor:
         """Room (B, T, H) for the outputs of texts that are read in groups: zeros."""
-        cell = self.layers[-1].cell
-        width = cell.hidden_size * (2 if self.bidirectional else 1)
-        return cell.weight_hh_l0.new_zeros(rows, length, width)
+        cell: Any = self.layers[-1].cell
+        room: Tensor = cell.weight_hh_l0.new_zeros(rows, length, cell.hidden_size * (2 if self.bidirectional else 1))
+        return room
+
+    def start(self, rows: int) -> list[LayerState]:
+        """The state of each layer before the first token: zeros."""
+        layers: Any = self.layers
+        return [layer.start(rows) for layer in layers]
 
     def forward(
         self, x: Tensor, drop: Any, state: Sequence[LayerState] | None = None, lengths: Tensor | None = None

@@ -128,6 +128,8 @@ class WordReader(nn.Module):
     With `embeds` false the vector is that of the characters alone, and the table of words serves the layers above.
     """
 
+    boundaries: Tensor
+
     def __init__(self, config: WordConfig, *, embeds: bool = True):
         super().__init__()
         self.config = config

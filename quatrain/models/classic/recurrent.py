@@ -47,8 +47,7 @@ class RecurrentLM(Network, StateModel):
 
     def start(self, count: int, sources: Any = None) -> list[Any]:
         """For each text the state of every layer: h (H,), and c (H,) for an LSTM."""
-        layers = [layer.start(1) for layer in self.stack.layers]
-        return [[tuple(part[0] for part in layer) for layer in layers]] * count
+        return [[tuple(part[0] for part in layer) for layer in self.stack.start(1)]] * count
 
     def advance(self, states: Sequence[Any], tokens: Sequence[Sequence[int]]) -> tuple[Tensor, list[Any]]:
         hidden = self.stack.new_outputs(len(tokens), max(map(len, tokens)))
@@ -62,7 +61,7 @@ class RecurrentLM(Network, StateModel):
         return hidden, after
 
     def state_bytes(self) -> int:
-        return sum(part.nbytes for layer in self.stack.layers for part in layer.start(1))
+        return sum(part.nbytes for layer in self.stack.start(1) for part in layer)
 
     @torch.enable_grad()
     def gradient_norms(self, input_ids: Tensor) -> list[float]:

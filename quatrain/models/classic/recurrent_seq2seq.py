@@ -252,7 +252,7 @@ class RecurrentSeq2Seq(Network, StateModel):
         return hidden, after
 
     def state_bytes(self) -> int:
-        return sum(part.nbytes for layer in self.stack.layers for part in layer.start(1))
+        return sum(part.nbytes for layer in self.stack.start(1) for part in layer)
 
     def _memory(self, sources: Sequence[Tensor]) -> Memory:
         states = nn.utils.rnn.pad_sequence(list(sources), batch_first=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from pydantic import Field
 
@@ -11,9 +11,6 @@ from quatrain.core.errors import InputError
 from quatrain.core.settings import Problem, Settings, parse
 from quatrain.models.classic._settings import ClassicFamily, ClassicSettings
 from quatrain.models.transformer.config import MAX_LAYERS, MAX_SIZE, ModelConfig
-
-if TYPE_CHECKING:
-    from quatrain.models.classic.base import ClassicConfig
 
 DecoderFamily = Literal[
     "llama",
@@ -142,7 +139,7 @@ class ModelSettings(Settings):
         """Number of key and value heads: `num_attention_heads` without grouped-query attention."""
         return self.num_key_value_heads or self.num_attention_heads
 
-    def config(self, vocab_size: int, *, head: str | None = None, **more: Any) -> ModelConfig | ClassicConfig:
+    def config(self, vocab_size: int, *, head: str | None = None, **more: Any) -> ModelConfig:
         """The configuration of these sizes; `more` sets other fields, such as the special token ids and labels.
 
         `head` defaults to the family's language head. Raises InputError if `folder` is set, whose sizes apply then.
@@ -171,7 +168,7 @@ class ModelSettings(Settings):
         dropout = more.pop("dropout", 0.0)
         return fresh_config(self.family, sizes | more, head=head).replace(dropout=dropout, **own)
 
-    def _classic_config(self, vocab_size: int, head: str | None, more: Mapping[str, Any]) -> ClassicConfig:
+    def _classic_config(self, vocab_size: int, head: str | None, more: Mapping[str, Any]) -> ModelConfig:
         """The configuration of a classic network. Raises InputError for choices that it does not have."""
         from quatrain.models import classic
 
@@ -192,8 +189,7 @@ class ModelSettings(Settings):
             raise InputError(
                 f"model.classic: {', '.join(unknown)}; a {self.family} model has no such part: leave it out"
             )
-        config: ClassicConfig = parse(kind.Config, values, what="the model")
-        return config
+        return cast(ModelConfig, parse(kind.Config, values, what="the model"))
 
     def conflicts(self) -> Iterator[Problem]:
         if self.folder is not None:

@@ -87,7 +87,7 @@ def prepare(settings: LadderStage, context: StageContext) -> str:
 def read_text(settings: LadderStage, context: StageContext) -> Text:
     """The text of the stage. Raises InputError if nothing of it is held out."""
     tokenizer = tokenizer_of(context)
-    learned, held_out = split_tokens(settings, context, tokenizer)  # type: ignore[arg-type]
+    learned, held_out = split_tokens(settings, context, tokenizer)
     if len(held_out) < 2:
         raise InputError(
             "The ladder measures text that is held out, and there is none; set data.validation = 0.1, or data.dev."
@@ -115,7 +115,7 @@ def _unigram(rung: Rung, text: Text, context: StageContext) -> Outcome:
 
 def _ngram(rung: Rung, text: Text, context: StageContext) -> Outcome:
     began = time.perf_counter()
-    model = NgramModel.fit(text.learned, text.tokenizer.vocab_size, rung.order, "modified_kneser_ney")
+    model: Any = NgramModel.fit(text.learned, text.tokenizer.vocab_size, rung.order, "modified_kneser_ney")
     seconds = time.perf_counter() - began
     return text_loss(model, text.held_out, context=1).loss, seconds, model.num_parameters(), model
 
