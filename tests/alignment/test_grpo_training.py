@@ -200,7 +200,7 @@ def bandit(name, seed):
         max_new_tokens=1,
         temperature=1.0,
     )
-    trainer_of(model, objective, stream, 80, learning_rate=2e-2).train()
+    trainer_of(model, objective, stream, 40, learning_rate=2e-2).train()
     with torch.no_grad():
         return float(model(torch.tensor([[7]]))[0][0, -1].softmax(-1)[9])
 

@@ -196,7 +196,7 @@ def bandit(seed):
         max_new_tokens=1,
         temperature=1.0,
     )
-    trainer_of(module, objective, stream, 60, learning_rate=2e-2).train()
+    trainer_of(module, objective, stream, 40, learning_rate=2e-2).train()
     with torch.no_grad():
         return float(module.policy(torch.tensor([[7]]))[0][0, -1].softmax(-1)[9])
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import torchrun
 from safetensors.torch import load_file
 
 import quatrain
@@ -119,19 +118,3 @@ def test_distillation_from_a_folder(model: Path, tmp_path: Path) -> None:
     assert phases[0]["loss"] == pytest.approx(0, abs=1e-6)
     with pytest.raises(InputError, match="is not a model folder"):
         run(recipe(model, f"kind = \"distill\"\nteacher = '{tmp_path}'"), tmp_path / "none")
-
-
-@pytest.mark.slow
-def test_two_processes_are_one(model: Path, tmp_path: Path) -> None:
-    text = recipe(model, 'kind = "grpo"\nvariant = "dapo"\nevaluate = false')
-    path = tmp_path / "tiny.toml"
-    path.write_text(text, encoding="utf-8")
-    one, first, _ = run(text, tmp_path / "one")
-    done = torchrun(path, folder=tmp_path / "two")
-    assert done.returncode == 0, done.stderr[-4000:]
-    ours, theirs = (load_file(each / "model/model.safetensors") for each in (one.folder, tmp_path / "two/tiny"))
-    assert all((ours[name] - theirs[name]).abs().max() < 1e-5 for name in ours)
-    second = [entry for entry in read_metrics(tmp_path / "two/tiny/metrics.jsonl") if "reward" in entry]
-    for one_phase, other in zip(first, second, strict=True):
-        for name in ("reward", "loss", "groups_without_spread", "clip_fraction", "grad_norm"):
-            assert other[name] == pytest.approx(one_phase[name], abs=1e-4), name

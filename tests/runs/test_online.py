@@ -239,17 +239,23 @@ def test_a_killed_run_resumes_exactly(text: str, tmp_path: Path, monkeypatch: py
 
 @pytest.mark.slow
 def test_two_processes_are_one(text: str, tmp_path: Path) -> None:
+    """PPO, and GRPO after it: the processes divide the draws, and share statistics, attempts and micro-batches."""
+    ppo = text.replace("MORE", "")
+    grpo = ppo.partition("[[stage]]")[2].replace('kind = "ppo"', 'kind = "grpo"\nvariant = "dapo"')
+    both = f"{ppo}[[stage]]{grpo}"
     path = tmp_path / "tiny.toml"
-    path.write_text(text.replace("MORE", ""), encoding="utf-8")
-    one = run(text, tmp_path / "one")
+    path.write_text(both, encoding="utf-8")
+    one = run(both, tmp_path / "one")
     done = torchrun(path, folder=tmp_path / "two")
     assert done.returncode == 0, done.stderr[-4000:]
-    ours, theirs = (load_file(each / "model/model.safetensors") for each in (one.folder, tmp_path / "two/tiny"))
-    assert all((ours[name] - theirs[name]).abs().max() < 1e-5 for name in ours)
+    for stage in ("stages/01-ppo/model", "model"):
+        ours, theirs = (load_file(each / stage / "model.safetensors") for each in (one.folder, tmp_path / "two/tiny"))
+        assert all((ours[name] - theirs[name]).abs().max() < 1e-5 for name in ours)
     first, second = (
         [entry for entry in read_metrics(folder / "metrics.jsonl") if "reward" in entry]
         for folder in (one.folder, tmp_path / "two/tiny")
     )
+    assert {"kl", "groups_without_spread", "clip_fraction"} <= {name for entry in first for name in entry}
     timed = ("seconds", "per_second")
     for ours, theirs in zip(first, second, strict=True):
         for name, value in ours.items():
