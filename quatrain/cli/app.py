@@ -19,6 +19,9 @@ from quatrain.cli.label import label
 from quatrain.cli.merge import merge
 from quatrain.cli.plan import plan
 from quatrain.cli.predict import predict
+from quatrain.cli.prompt import compare as compare_prompts
+from quatrain.cli.prompt import preview as preview_prompt
+from quatrain.cli.prompt import search as search_prompt
 from quatrain.cli.recipes import recipes
 from quatrain.cli.run import run
 from quatrain.cli.serve import serve
@@ -70,6 +73,11 @@ def build_app() -> App:
     data.command(get_source, name="get")
     data.command(check_data, name="check")
     app.command(data)
+    prompt = App(name="prompt", help="Prompts: show what a model reads, compare them on a task, search for the best.")
+    prompt.command(preview_prompt, name="preview")
+    prompt.command(compare_prompts, name="compare")
+    prompt.command(search_prompt, name="search")
+    app.command(prompt)
     return app
 
 

@@ -424,8 +424,9 @@ class DatabaseSpec(TaskSpec, Protocol):
 
 
 def specs() -> list[TaskSpec]:
-    """The spec of every task that has one, found by its place in `quatrain/tasks`."""
-    names = [module.name for module in iter_modules([str(Path(__file__).parent)]) if module.ispkg]
+    """The spec of every task that has one, found by its place in `quatrain/tasks`: a package with a `task` module."""
+    folder = Path(__file__).parent
+    names = [module.name for module in iter_modules([str(folder)]) if (folder / module.name / "task.py").is_file()]
     return [import_module(f"quatrain.tasks.{name}.task").SPEC for name in names]
 
 

@@ -224,7 +224,10 @@ def _read_metrics(run: RunRecord, path: Path) -> None:
     by_name = {stage.name: stage for stage in run.stages}
     for name, metrics in columns.items():
         if name not in by_name:
-            by_name[name] = StageRecord(name, name.partition("-")[2] or name)
+            # A stage with several trainings logs each under its own name with that of the training.
+            whole = next((stage for stage in run.stages if name.startswith(f"{stage.name}-")), None)
+            finished = whole is not None and whole.finished
+            by_name[name] = StageRecord(name, name.partition("-")[2] or name, finished=finished)
             run.stages.append(by_name[name])
         for key, values in metrics.items():
             steps = sorted(values)

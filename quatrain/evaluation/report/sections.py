@@ -21,6 +21,7 @@ from quatrain.evaluation.charts import (
     thin,
 )
 from quatrain.evaluation.report.aligning import alignments, is_watched
+from quatrain.evaluation.report.comparing import comparisons
 from quatrain.evaluation.report.figures import figures
 from quatrain.evaluation.report.learning import confusions, memory, training_samples
 from quatrain.evaluation.report.reading import Curve, RunRecord, StageRecord
@@ -46,6 +47,7 @@ def page(run: RunRecord) -> dict[str, Any]:
         "scores": _scores(run, names),
         "kinds": _kinds(run, names),
         "alignments": alignments(run.stages, names),
+        "comparisons": comparisons(run.stages, names),
         "training_samples": training_samples(run.stages, names),
         "confusions": confusions(run.stages, names),
         "samples": samples(run.stages, names),

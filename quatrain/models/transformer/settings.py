@@ -122,6 +122,11 @@ class ModelSettings(Settings):
     folder: str | None = Field(
         default=None, min_length=1, description="model folder, or hub id owner/name, to start from"
     )
+    endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="an OpenAI-compatible address, such as http://localhost:8000/v1#NAME, that a prompting stage asks",
+    )
     generation: GenerationSettings = GenerationSettings()
     classic: ClassicSettings = ClassicSettings()
 

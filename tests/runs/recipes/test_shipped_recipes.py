@@ -141,9 +141,9 @@ ASKED = {"instruct": 3, "rlhf": 3}
 QUICK = ["gpt-pretrain", "bert-pretrain", "t5-pretrain", "sentiment", "ner"]
 """The recipes of the quick set of tests: the others tokenize more data first."""
 ELSEWHERE = {"quickstart", "sherlock", "shakespeare-char", "arithmetic-grpo", "sentiment-ppo", "sentiment-control",
-             "ladder", "activity"}  # fmt: skip
-"""Recipes that the tests of the README, of the quickstart, of alignment, and of the stages grpo, ladder and series
-run."""
+             "ladder", "activity", "dialogue-prompting", "soft-hard"}  # fmt: skip
+"""Recipes that the tests of the README, of the quickstart, of alignment, of prompting, and of the stages grpo, ladder
+and series run."""
 
 
 def test_every_recipe_is_run_somewhere() -> None:
