@@ -7,14 +7,18 @@ that of the task's dumb baseline, with a 95 % interval.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from quatrain.core.atomic import write_json
 from quatrain.core.errors import InputError
+from quatrain.core.reading import read_json
 from quatrain.core.wording import format_metric
 from quatrain.evaluation.evaluate import SAMPLES, mean, spread
 from quatrain.evaluation.metrics.texts import rouge
@@ -70,6 +74,10 @@ class PromptResult:
             low=self.low, high=self.high, count=count, prompt=self.prompt.hash,
         )  # fmt: skip
 
+    def stored(self) -> dict[str, Any]:
+        """Everything but the prompt, as JSON; `PromptResult(prompt, **stored)` is the result again."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "prompt"}
+
     def as_dict(self) -> dict[str, Any]:
         """The result for programs, without the texts."""
         prompt = self.prompt
@@ -121,6 +129,26 @@ class Comparison:
         """The comparison for programs."""
         baseline = {"name": self.baseline_name, **self.baseline}
         return {"baseline": baseline, "results": [result.as_dict() for result in self.results]}
+
+
+class KeptResults:
+    """Results in a folder, one file for each prompt and set, so that a stopped comparison is continued."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def _path(self, prompt: Prompt, name: str, count: int) -> Path:
+        return self.folder / f"{prompt.hash}-{hashlib.sha256(f'{name}, {count}'.encode()).hexdigest()[:8]}.json"
+
+    def find(self, prompt: Prompt, name: str, count: int) -> PromptResult | None:
+        """The result of a prompt on so many examples of a set; None where there is none."""
+        path = self._path(prompt, name, count)
+        return PromptResult(prompt, **read_json(path)) if path.is_file() else None
+
+    def add(self, result: PromptResult) -> None:
+        """Keep a result."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self._path(result.prompt, result.set, len(result.texts)), result.stored())
 
 
 def score_prompt(
@@ -191,8 +219,12 @@ def compare(
     pool: Sequence[Any] = (),
     *,
     progress: Callable[[int], None] = lambda done: None,
+    kept: KeptResults | None = None,
 ) -> Comparison:
-    """Score several prompts on the same examples. Raises InputError without prompts or examples."""
+    """Score several prompts on the same examples. Raises InputError without prompts or examples.
+
+    `kept` has the results of an earlier, stopped comparison, and gets each new one.
+    """
     if not prompts:
         raise InputError("there is no prompt to compare")
     if not examples:
@@ -200,12 +232,17 @@ def compare(
     embedders: dict[str, Embed] = {}
     results = []
     for prompt in prompts:
+        known = None if kept is None else kept.find(prompt, name, len(examples))
+        if known is not None:
+            results.append(known)
+            progress(len(examples))
+            continue
         embed = None
         if prompt.shots and prompt.embedder is not None and prompt.selection == "similar":
             embed = embedders.setdefault(prompt.embedder, embedder(prompt.embedder))
-        results.append(
-            score_prompt(model, task, name, prompt, examples, pool, embed=embed, progress=progress)
-        )  # fmt: skip
+        results.append(score_prompt(model, task, name, prompt, examples, pool, embed=embed, progress=progress))
+        if kept is not None:
+            kept.add(results[-1])
     scores, _ = scores_of(task, name, examples, task.baseline(examples))
     baseline = mean([score for score in scores if score is not None])
     return Comparison(results, {key: value for key, value in baseline.items() if key != "count"}, task.baseline_name)
@@ -220,12 +257,13 @@ def search(
     pool: Sequence[Any] = (),
     *,
     progress: Callable[[int], None] = lambda done: None,
+    kept: KeptResults | None = None,
 ) -> tuple[Comparison, dict[str, Comparison]]:
     """The prompts on the development examples, and the best of them, once, on each held-out set."""
-    found = compare(model, task, "development", prompts, development, pool, progress=progress)
+    found = compare(model, task, "development", prompts, development, pool, progress=progress, kept=kept)
     best = found.best.prompt
     scored = {
-        name: compare(model, task, name, [best], examples, pool, progress=progress)
+        name: compare(model, task, name, [best], examples, pool, progress=progress, kept=kept)
         for name, examples in held_out.items()
     }
     return found, scored

@@ -7,7 +7,7 @@ from typing import Any
 
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_metric
-from quatrain.evaluation.prompting import Comparison, PromptResult, compare, grid, search
+from quatrain.evaluation.prompting import Comparison, KeptResults, PromptResult, compare, grid, search
 from quatrain.generation.endpoint import Endpoint
 from quatrain.generation.engine import Engine
 from quatrain.runs.material import model_of, tokenizer_of
@@ -74,12 +74,17 @@ def _compared(
     """Titles, sets and comparisons: of the prompts, of the generation settings, of the search."""
     prompts = [prompt_of(settings, context, each.template, **each.model_dump(exclude={"template"}))
                for each in settings.prompts]  # fmt: skip
+    kept = KeptResults(context.stage_folder / "results")
     varied = [with_settings(prompts[0], decoding=each) for each in settings.decodings]
     for name, examples in sets.items():
         for title, chosen in (("prompts", prompts), ("generation settings", varied)):
             if chosen:
                 with context.reporter.task(title, total=len(chosen) * len(examples), unit="prompt") as bar:
-                    yield title, name, compare(model, task, name, chosen, examples, pool, progress=bar.update)
+                    yield (
+                        title,
+                        name,
+                        compare(model, task, name, chosen, examples, pool, progress=bar.update, kept=kept),
+                    )
     if settings.search is None:
         return
     wanted = settings.search
@@ -92,7 +97,7 @@ def _compared(
         settings.templates, wanted.templates, wanted.shots, wanted.selections, [settings.decoding], **more
     )
     with context.reporter.task("search", total=len(candidates) * len(development), unit="prompt") as bar:
-        found, scored = search(model, task, candidates, development, sets, pool, progress=bar.update)
+        found, scored = search(model, task, candidates, development, sets, pool, progress=bar.update, kept=kept)
     yield "search", "development", found
     for name, comparison in scored.items():
         yield "best of the search", name, comparison

@@ -30,8 +30,8 @@ from quatrain.tasks.task import Task
 
 NAMED = 3
 """Prompts that do not fit and that an error names; it counts the others."""
-BATCH = 256
-"""Prompts that are built and completed at a time."""
+BATCH = 64
+"""Prompts that are completed at a time."""
 
 
 @dataclass(frozen=True)

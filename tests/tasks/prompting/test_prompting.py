@@ -366,3 +366,50 @@ def test_a_prompts_file_keeps_its_scores(tmp_path):
     path.write_text("[prompt]\nshots = -1\n")
     with pytest.raises(InputError, match="shots"):
         load_prompt(path)
+
+
+# Comparisons
+
+
+def test_a_comparison_is_continued_and_its_best_prompt_is_the_highest(engine, tmp_path):
+    from quatrain.evaluation.prompting import KeptResults, compare, grid, interval, search
+
+    task = Arithmetic()
+    examples, pool = task.held_out["sums"][:6], task.splits["train"][:50]
+    prompts = grid("arithmetic", ["plain", "question-answer"], [0, 1], ["random", "balanced"], [SHORT], style="text")
+    assert len(prompts) == 6, "without shots there is nothing to select"
+    kept = KeptResults(tmp_path)
+    with pytest.raises(InputError, match="different answers"):
+        compare(engine, task, "sums", [with_settings(prompts[2], shots=1)], examples, task.splits["train"], kept=kept)
+    chosen = [prompt for prompt in prompts if prompt.selection == "random"]
+    first = compare(engine, task, "sums", chosen, examples, pool, kept=kept)
+    asked: list[int] = []
+    again = compare(None, task, "sums", chosen, examples, pool, kept=kept, progress=asked.append)  # type: ignore[arg-type]
+    assert again == first and asked == [6] * 4, "nothing is asked twice"
+    assert first.best.main == max(result.main for result in first.results)
+    found, scored = search(engine, task, chosen, task.splits["development"][:5], {"sums": examples}, pool)
+    assert found.results[0].set == "development" and len(scored["sums"].results) == 1
+    assert scored["sums"].results[0].prompt == found.best.prompt
+    assert interval([1.0] * 10) == (1.0, 1.0) and interval([0, 1] * 50)[0] < 0.5 < interval([0, 1] * 50)[1]
+    with pytest.raises(InputError, match="no example to ask about"):
+        compare(engine, task, "sums", chosen, [])
+    with pytest.raises(InputError, match="no prompt to compare"):
+        compare(engine, task, "sums", [], examples)
+
+
+def test_summaries_are_measured_by_rouge_beside_the_lead(engine):
+    pytest.importorskip("rouge_score")
+    from quatrain.evaluation.metrics.texts import rouge
+    from quatrain.evaluation.prompting import compare
+
+    task = TextToText(None)
+    rows = [
+        Row(str(n), {"source": f"#Person1#: Hello {n}.\n#Person2#: Hi.", "target": f"They greet {n}."})
+        for n in range(4)
+    ]
+    prompt = make_prompt("dialogue-summary", "flan-1", decoding=SHORT)
+    comparison = compare(engine, task, "test", [prompt], rows)
+    (result,) = comparison.results
+    references = [[row.value["target"]] for row in rows]
+    assert result.scores["rouge1"] == pytest.approx(rouge(result.texts, references)["rouge1"])
+    assert comparison.baseline["rougeL"] == pytest.approx(rouge(task.baseline(rows), references)["rougeL"])
