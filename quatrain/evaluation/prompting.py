@@ -11,6 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -233,19 +234,26 @@ def compare(
     results = []
     for prompt in prompts:
         known = None if kept is None else kept.find(prompt, name, len(examples))
+        before = len(results) * len(examples)
+        progress(before)
         if known is not None:
             results.append(known)
-            progress(len(examples))
             continue
         embed = None
         if prompt.shots and prompt.embedder is not None and prompt.selection == "similar":
             embed = embedders.setdefault(prompt.embedder, embedder(prompt.embedder))
-        results.append(score_prompt(model, task, name, prompt, examples, pool, embed=embed, progress=progress))
+        counted = partial(_counted, progress, before)
+        results.append(score_prompt(model, task, name, prompt, examples, pool, embed=embed, progress=counted))
         if kept is not None:
             kept.add(results[-1])
+    progress(len(results) * len(examples))
     scores, _ = scores_of(task, name, examples, task.baseline(examples))
     baseline = mean([score for score in scores if score is not None])
     return Comparison(results, {key: value for key, value in baseline.items() if key != "count"}, task.baseline_name)
+
+
+def _counted(progress: Callable[[int], None], before: int, done: int) -> None:
+    progress(before + done)
 
 
 def search(

@@ -228,7 +228,7 @@ class Prompter:
             part = runnable[start : start + BATCH]
             for place, answer in zip(part, self._answered([built[place] for place in part]), strict=True):
                 answers[place] = answer
-            progress(len(part))
+            progress(start + len(part))
         tokens = sum(len(each.ids or each.logprobs) for answer in answers for each in answer.completions)
         read = sum(len(each.shots) for each in built) / max(1, len(built))
         return Answers(answers, self._notes(built, long, answers), read, tokens)
