@@ -271,8 +271,7 @@ def search(
     found = compare(model, task, "development", prompts, development, pool, progress=progress, kept=kept)
     best = found.best.prompt
     scored = {
-        name: compare(model, task, name, [best], examples, pool, progress=progress, kept=kept)
-        for name, examples in held_out.items()
+        name: compare(model, task, name, [best], examples, pool, kept=kept) for name, examples in held_out.items()
     }
     return found, scored
 
