@@ -53,6 +53,7 @@ class PromptOptions:
 
     def prompts(self) -> list[Prompt]:
         """Every combination, or the prompt of the file. Raises InputError."""
+        from quatrain.core.settings import parse
         from quatrain.evaluation.prompting import grid
         from quatrain.generation.decoding import Decoding
         from quatrain.tasks.prompting.prompt import load_prompt
@@ -60,7 +61,11 @@ class PromptOptions:
         if self.prompt is not None:
             return [load_prompt(self.prompt).prompt]
         decodings = [
-            Decoding.model_validate({"max_new_tokens": tokens, "temperature": temperature, "seed": self.seed})
+            parse(
+                Decoding,
+                {"max_new_tokens": tokens, "temperature": temperature, "seed": self.seed},
+                what="the options of decoding",
+            )
             for tokens in self.max_new_tokens or (64,)
             for temperature in self.temperature or (0.0,)
         ]

@@ -110,7 +110,7 @@ class Endpoint:
     timeout: float = 600.0
     tries: int = 5
     concurrency: int = 8
-    pause: Callable[[float], None] = field(default=time.sleep, repr=False)
+    pause: Callable[[float], None] = field(default_factory=lambda: time.sleep, repr=False)
     usage: Usage = field(default_factory=Usage, init=False)
 
     def __post_init__(self) -> None:
