@@ -140,7 +140,7 @@ def wikitext(folder: Path, epochs: int) -> dict[str, Any]:
     stream = CarriedStream(learned, length=length, rows=rows, seed=0)
     steps = epochs * stream.batches
     settings = TrainSettings(
-        steps=steps, batch_tokens=rows * length, precision="float32", schedule="linear", warmup_steps=100,
+        steps=steps, batch_tokens=rows * length, schedule="linear", warmup_steps=100,
         learning_rate=0.003, weight_decay=0.02, beta2=0.99, max_grad_norm=0.5, log_every=1,
     )  # fmt: skip
     objective = CarriedCausal()

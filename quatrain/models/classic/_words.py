@@ -192,7 +192,7 @@ class WordReader(nn.Module):
         own = self.table.indices(spans.hashes)
         if self.training and self.config.dropout:
             # Words become unknown at times, so that the unknown word has a vector and characters have to be read.
-            own = own.masked_fill(torch.rand(own.shape, device=own.device) < self.config.dropout / 5, UNKNOWN)
+            own = own.masked_fill(torch.rand(own.shape, device=own.device) < self.config.dropout / 2, UNKNOWN)
         return torch.cat((vectors, self.embed_words(own)), dim=-1)
 
     def learn_words(self, texts: Iterable[Sequence[int]]) -> None:
