@@ -40,9 +40,10 @@ QUICK = {
     "preferences.py": ["--train", "{pairs}", "--test", "{pairs}"],
     "serving_speed.py": [],
     "dpo.py": [],
+    "recurrent.py": [],
 }
 PEERLESS = {"quickstart.py", "passes.py", "predictions.py", "plan_memory.py", "serving.py", "serving_speed.py",
-            "preferences.py"}  # fmt: skip
+            "preferences.py", "recurrent.py"}  # fmt: skip
 """Those that need no transformers."""
 
 

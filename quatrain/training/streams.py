@@ -156,13 +156,21 @@ class WindowStream(_Epochs):
         return windows(self.tokens, item, self.length)
 
 
-@dataclass(frozen=True)
-class CarriedBatch(TokenBatch):
-    """The next tokens of several texts. `carry["state"]` is the model's state after those before them, None at the
-    beginning of an epoch; the objective replaces it.
+class Carry:
+    """The model's state after the tokens that it has read of several texts; None at their beginning.
+
+    The stream and its batches share one object, on every device: what the objective puts there, the stream stores.
     """
 
-    carry: Any = None
+    def __init__(self, state: Any = None):
+        self.state = state
+
+
+@dataclass(frozen=True)
+class CarriedBatch(TokenBatch):
+    """The next tokens of several texts, and the state after those before them, which the objective replaces."""
+
+    carry: Carry | None = None
 
 
 class CarriedStream:
@@ -182,7 +190,7 @@ class CarriedStream:
         check_tokens(rows, length, "A batch")
         self.tokens, self.length, self.rows, self.seed = tokens, length, rows, seed
         self.epoch = self.index = 0
-        self.carry: dict[str, Any] = {"state": None}
+        self.carry = Carry()
 
     @property
     def part(self) -> int:
@@ -197,7 +205,7 @@ class CarriedStream:
     def next(self) -> CarriedBatch:
         """The next tokens of each row; the last batch of an epoch is shorter."""
         if self.index >= self.batches:
-            self.epoch, self.index, self.carry = self.epoch + 1, 0, {"state": None}
+            self.epoch, self.index, self.carry = self.epoch + 1, 0, Carry()
         spare = len(self.tokens) - 1 - self.part * self.rows
         offset = int(_generator(self.seed, self.epoch).integers(0, spare + 1))
         begin = self.index * self.length
@@ -212,11 +220,11 @@ class CarriedStream:
         return {"epoch": self.epoch, "index": self.index}
 
     def load_state(self, state: dict[str, int]) -> None:
-        self.epoch, self.index, self.carry = state["epoch"], state["index"], {"state": None}
+        self.epoch, self.index, self.carry = state["epoch"], state["index"], Carry()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The model's state: the parts of each layer."""
-        layers = self.carry["state"] or ()
+        layers = self.carry.state or ()
         return {
             f"{layer}.{part}": tensor.cpu() for layer, parts in enumerate(layers) for part, tensor in enumerate(parts)
         }
@@ -228,7 +236,7 @@ class CarriedStream:
             layer, part = map(int, name.split("."))
             layers.setdefault(layer, {})[part] = tensor
         state = [tuple(layers[layer][part] for part in sorted(layers[layer])) for layer in sorted(layers)]
-        self.carry = {"state": state or None}
+        self.carry = Carry(state or None)
 
 
 class ShuffledStream(_Epochs):

@@ -28,7 +28,7 @@ def test_every_row_goes_on_where_it_ended_and_an_epoch_covers_the_text():
         assert torch.equal(before.labels[:, -1], after.input_ids[:, 0])
     text = torch.cat([batch.labels for batch in batches], 1)
     assert text.numel() == 4 * ((3000 - 1) // 4)
-    assert read.epoch == 0 and read.next().carry["state"] is None and read.epoch == 1
+    assert read.epoch == 0 and read.next().carry.state is None and read.epoch == 1
 
 
 def test_the_state_of_a_batch_is_that_of_the_text_before_it():
@@ -39,17 +39,31 @@ def test_the_state_of_a_batch_is_that_of_the_text_before_it():
     first, second = read.next(), read.next()
     objective.loss(model.train(), first)
     expected = model.carried(first.input_ids)[1]
-    for layer, own in zip(first.carry["state"], expected, strict=True):
+    for layer, own in zip(first.carry.state, expected, strict=True):
         for part, other in zip(layer, own, strict=True):
             torch.testing.assert_close(part, other)
             assert not part.requires_grad
     loss = objective.loss(model, second)[0]
     whole = model(torch.cat((first.input_ids, second.input_ids), 1), torch.cat((first.labels, second.labels), 1))[1]
-    assert float(loss) == pytest.approx(float(whole[:, 16:].sum()), rel=1e-5)
-    before = [part.clone() for layer in second.carry["state"] for part in layer]
+    assert float(loss.detach()) == pytest.approx(float(whole[:, 16:].sum().detach()), rel=1e-5)
+    before = [part.clone() for layer in second.carry.state for part in layer]
     objective.loss(model.eval(), second)
-    after = [part for layer in second.carry["state"] for part in layer]
+    after = [part for layer in second.carry.state for part in layer]
     assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+
+def test_the_trainer_carries_the_state_from_step_to_step():
+    model, read, entries = RecurrentLM(CONFIG.replace(dropout=0.0, weight_drop=0.0)).initialize(0), stream(), []
+    run = Trainer(model, CarriedCausal(), read, settings(steps=3, learning_rate=1e-9, warmup_steps=0), steps=3)
+    run.hooks.log = entries.append
+    run.train()
+    other = stream()
+    batches = [other.next() for _ in range(3)]
+    ids, labels = (torch.cat([getattr(batch, name) for batch in batches], 1) for name in ("input_ids", "labels"))
+    whole = model(ids, labels)[1]
+    for number, entry in enumerate(entries):
+        assert entry["loss"] == pytest.approx(float(whole[:, 16 * number : 16 * (number + 1)].mean()), abs=1e-4)
+    assert read.carry.state is not None
 
 
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path):

@@ -20,7 +20,6 @@ from quatrain.evaluation.charts import (
     bar_chart,
     heat_chart,
     line_chart,
-    ordered_mark,
     point_chart,
 )
 from quatrain.evaluation.report.reading import StageRecord
@@ -42,10 +41,7 @@ def _points(figure: dict[str, Any]) -> str:
 
 
 def _bars(figure: dict[str, Any]) -> str:
-    bars = [
-        Bar(each["label"], each["value"], each["text"], ordered_mark(number, len(figure["bars"])))
-        for number, each in enumerate(figure["bars"])
-    ]
+    bars = [Bar(each["label"], each["value"], each["text"], "o5") for each in figure["bars"]]
     return bar_chart(bars, label=figure["title"], width=480)
 
 

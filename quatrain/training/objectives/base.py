@@ -87,12 +87,12 @@ class CarriedCausal(Causal):
         network, carry = getattr(model, "module", model), getattr(batch, "carry", None)
         if carry is None:  # An example of its own, as evaluation has them.
             return super().loss(model, batch)
-        state = carry["state"]
+        state = carry.state
         if state is not None:
             state = [tuple(part.to(batch.input_ids.device) for part in layer) for layer in state]
         hidden, after = network.carried(batch.input_ids, state)
         if network.training:
-            carry["state"] = [tuple(part.detach() for part in layer) for layer in after]
+            carry.state = [tuple(part.detach() for part in layer) for layer in after]
         return self.summed(network, hidden, batch.labels), batch.num_labels, {}
 
 
