@@ -221,6 +221,19 @@ class Network(ClassicModel):
     def learn_words(self, texts: Iterable[Sequence[int]]) -> None:
         """Takes over the frequent words of texts of token ids, if the model has an embedding of words."""
 
+    def describe(self) -> dict[str, Any]:
+        """The parameters, and every choice of the configuration that differs from its default."""
+        config = self.config
+        fields = type(config).model_fields
+        chosen = {name: getattr(config, name) for name in fields if getattr(config, name) != fields[name].default}
+        left_out = ("labels", "boundary_token_ids", "model_type", "bos_token_id", "eos_token_id", "pad_token_id")
+        facts = {
+            name.replace("_", " "): list(value) if isinstance(value, tuple) else value
+            for name, value in chosen.items()
+            if name not in left_out
+        }
+        return super().describe() | {"head": config.head, "hidden size": config.hidden_size} | facts
+
     # Forward
 
     def matrix_weights(self) -> int:

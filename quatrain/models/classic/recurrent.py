@@ -60,6 +60,9 @@ class RecurrentLM(Network, StateModel):
                 after[row] = [tuple(part[place] for part in layer) for layer in new]
         return hidden, after
 
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"state": f"{self.state_bytes():,} bytes, however long the text is"}
+
     def state_bytes(self) -> int:
         return sum(part.nbytes for layer in self.stack.start(1) for part in layer)
 
