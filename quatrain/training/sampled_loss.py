@@ -2,8 +2,8 @@
 arXiv 1412.2007).
 
 In a small model with a large vocabulary nearly all of the work of a step is the softmax. Here every step draws some
-words from the text's own frequencies, and each label competes with these alone. A correction by the probability of
-being drawn makes the expected gradient nearly that of the whole softmax. Evaluation computes the whole one.
+words from the text's own frequencies, and each label competes with these alone. A division by the probability of
+being drawn makes the estimated sum of all words right on average. Evaluation computes the whole one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class SampledSoftmax:
         drawn = torch.multinomial(self.shares.to(states.device), self.samples, replacement=True).unique()
         log_drawn = self.log_drawn.to(states.device)
         others = states @ weight[drawn].T - log_drawn[drawn]
-        own = (states * weight[targets]).sum(-1) - log_drawn[targets]
+        own = (states * weight[targets]).sum(-1)
         if bias is not None:
             others, own = others + bias[drawn], own + bias[targets]
         others = others.masked_fill(drawn[None] == targets[:, None], -torch.inf)
