@@ -7,6 +7,7 @@ it is in neither. `gutenberg:N` names any book of Project Gutenberg.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import sys
@@ -14,10 +15,12 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from quatrain.core.atomic import atomic_write, disk_errors
 from quatrain.core.errors import InputError, OfflineError, QuatrainError
 from quatrain.core.offline import offline
 from quatrain.core.reading import sha256_of, user_path
 from quatrain.core.wording import format_value
+from quatrain.data.derived import derived_rows
 from quatrain.data.download import DownloadProgress, download
 
 _GUTENBERG = re.compile(r"gutenberg:0*([1-9]\d{0,6})$", re.IGNORECASE)
@@ -40,7 +43,8 @@ class Source:
     """A named data set. `format` is text, jsonl, alpaca, a format of `quatrain.data.formats`, or sqlite for databases.
 
     All copies have the same content. `where` selects the rows with these values (column, value); `databases` names the
-    source with the databases of its questions.
+    source with the databases of its questions. A set with `derived` is made by that rule of `quatrain.data.derived`
+    from the sources `origins`, and kept in the cache.
     """
 
     name: str
@@ -50,6 +54,8 @@ class Source:
     copies: tuple[Copy, ...]
     where: tuple[tuple[str, str], ...] = ()
     databases: str | None = None
+    derived: str | None = None
+    origins: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:
@@ -82,6 +88,7 @@ def _read_catalog() -> dict[str, Source]:
             | {
                 "copies": tuple(Copy(**copy) for copy in table["copies"]),
                 "where": tuple(table.get("where", {}).items()),
+                "origins": tuple(table.get("origins", ())),
             },
         )
         for name, table in tables.items()
@@ -185,6 +192,8 @@ def fetch(source: Source | str, *, progress: DownloadProgress | None = None, tri
     path = locate(source)
     if path is not None:
         return path
+    if source.derived is not None:
+        return _derive(source, progress=progress, tries=tries)
     remedy = _remedy(source)
     for copy in source.copies:
         if copy.url is not None:
@@ -196,6 +205,18 @@ def fetch(source: Source | str, *, progress: DownloadProgress | None = None, tri
     raise OfflineError(
         f"{source.name} is not on this machine and has no address to download it from{forbidden}. {remedy}."
     )
+
+
+def _derive(source: Source, *, progress: DownloadProgress | None, tries: int) -> Path:
+    """Makes a derived set from its origins and keeps it in the cache."""
+    origins = [fetch(name, progress=progress, tries=tries) for name in source.origins]
+    target = cache_folder() / "data" / source.path
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(target) as file:
+            for row in derived_rows(str(source.derived), origins):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return target
 
 
 def _remedy(source: Source) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]
 
 
 @needs_data
-@pytest.mark.parametrize("name", CATALOG)
+@pytest.mark.parametrize("name", [name for name, source in CATALOG.items() if source.derived is None])
 def test_every_entry_is_in_the_shared_data_and_whole(name: str) -> None:
     path = locate(name)
     assert path is not None and path.is_file()
@@ -40,6 +41,11 @@ def test_every_entry_is_in_the_shared_data_and_whole(name: str) -> None:
 @pytest.mark.parametrize("source", CATALOG.values(), ids=list(CATALOG))
 def test_every_entry_is_complete(source: Source) -> None:
     assert source.description and source.licence and source.format in ("jsonl", "alpaca", "sqlite", *FORMATS)
+    if source.derived is not None:
+        module = source.derived.partition(":")[0]
+        assert hasattr(import_module(f"quatrain.data.derived.{module}"), "rows")
+        assert source.origins and all(CATALOG[origin].derived is None for origin in source.origins)
+        return
     for copy in source.copies:
         assert copy.sha256 is not None and len(copy.sha256) == 64 and copy.size
         assert copy.url is None or copy.url.startswith("https://")

@@ -58,6 +58,11 @@ CASES = {
     ],
     "sentiment": [*TINY, *READS, *SHORT, *TUNED, "tokenizer.vocab_size=512"],
     "sentiment-lora": [*TINY, *READS, *SHORT, *TUNED, "tokenizer.vocab_size=512"],
+    "nli": [*TINY, *TUNED, "tokenizer.vocab_size=512", "data.source=nli-captions-dev"],
+    "spam": [*TINY, *TUNED, "tokenizer.vocab_size=512", "data.source=spam-test"],
+    "topic": [*TINY, *READS, *SHORT, *TUNED, "tokenizer.vocab_size=512"],
+    "choice": [*TINY, *READS, *SHORT, *TUNED, "tokenizer.vocab_size=512", "data.source=novels-next-sentence-test"],
+    "embed": [*TINY, *READS, *SHORT, *TUNED, "tokenizer.vocab_size=512", "data.source=tatoeba-paraphrases-train"],
     "pos": [*TINY, *READS, *SHORT, *TUNED, "tokenizer.vocab_size=512"],
     "ner": [*TINY, *READS, *SHORT, *TUNED, "tokenizer.vocab_size=512"],
     "qa": [*TINY, *SHORT, *TUNED, "tokenizer.vocab_size=1024"],
@@ -129,6 +134,7 @@ CASES = {
     ],
 }
 SCORES = {"sentiment-cnn": "accuracy", "pos-lstm": "accuracy", "translate-rnn": "bleu", "elmo": "accuracy",
+          "nli": "accuracy", "spam": "accuracy", "topic": "accuracy", "choice": "accuracy",
           "sentiment": "accuracy", "sentiment-lora": "accuracy", "pos": "accuracy", "ner": "f1", "qa": "f1",
           "translate": "bleu", "summarize": "bleu", "summarize-lora": "bleu", "sql-finetune": "execution_accuracy",
           "instruct": "loss", "soft-prompt": "loss", "rlhf": "loss", "reward": "accuracy"}  # fmt: skip
