@@ -5,6 +5,7 @@ Everything here is imported when it is first used, so that `import quatrain` cos
     import quatrain
     quatrain.run("quickstart")                        # a recipe by name, or the path of one
     model = quatrain.load("runs/quickstart/model")    # a model folder
+    classify = quatrain.pipeline("sentiment-analysis")    # a model in one line
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = [
     "__version__",
     "load",
     "load_recipe",
+    "pipeline",
     "run",
 ]
 
@@ -36,6 +38,7 @@ _LAZY = {
     "Tokenizer": "quatrain.tokenizers.tokenizer:Tokenizer",
     "load": "quatrain.loading.model:load_weights",
     "load_recipe": "quatrain.runs.recipe:load",
+    "pipeline": "quatrain.tasks.pipelines:pipeline",
     "run": "quatrain.runs.runner:run",
 }
 
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from quatrain.runs.recipe import Recipe
     from quatrain.runs.recipe import load as load_recipe
     from quatrain.runs.runner import run
+    from quatrain.tasks.pipelines import pipeline
     from quatrain.tokenizers.tokenizer import Tokenizer
 
 

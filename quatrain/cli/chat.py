@@ -521,7 +521,7 @@ class DatabaseTalk:
         show(f"{count}{more}, {result.seconds * 1000:.1f} ms; {answer.certainty} ({answer.confidence:.0%})\n")
 
     def _generate(self, prompts: Sequence[str], candidates: int) -> list[Completion]:
-        from quatrain.evaluation.evaluate import completions_of
+        from quatrain.generation.candidates import completions_of
 
         ids = [self.engine.render([{"role": "user", "content": prompt}]) for prompt in prompts]
         return completions_of(self.engine, ids, self.params, candidates, self.engine.adapter)

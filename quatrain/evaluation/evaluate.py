@@ -22,6 +22,7 @@ from quatrain.evaluation.metrics.objectives import BATCH_TOKENS, batches_of, mea
 from quatrain.evaluation.metrics.objectives import scores as metric_scores
 from quatrain.evaluation.metrics.texts import AUTO, bleu, chrf, rouge
 from quatrain.evaluation.perplexity import examples_loss, unigram_loss
+from quatrain.generation.candidates import completions_of
 from quatrain.generation.endpoint import Endpoint
 from quatrain.generation.engine import Completion, Engine
 from quatrain.generation.params import SamplingParams
@@ -372,26 +373,6 @@ def _from_endpoint(
     long = sum(not each.text and each.finish_reason == "length" and not each.logprobs for each in completions)
     notes = [f"{long:,} prompts are longer than the context of the endpoint's model and count as wrong"]
     return completions, notes if long else []
-
-
-def completions_of(
-    engine: Engine,
-    prompts: Sequence[Sequence[int]],
-    params: SamplingParams,
-    candidates: int = 1,
-    adapter: str | None = None,
-) -> list[Completion]:
-    """The completion of each prompt; empty, and cut, for one longer than the model's context.
-
-    More `candidates` are searched for by beam search, unless `params` ask for another decoding.
-    """
-    if candidates > 1 and params.temperature == 0 and params.num_beams == 1:
-        params = replace(params, num_beams=candidates, num_return_sequences=candidates)
-    limit = engine.model.config.max_position_embeddings
-    fits = [len(ids) < limit for ids in prompts]
-    fitting = [ids for ids, fit in zip(prompts, fits, strict=True) if fit]
-    generated = iter(engine.generate(fitting, params, adapters=adapter))
-    return [next(generated) if fit else Completion("", [], "length", []) for fit in fits]
 
 
 def judge(

@@ -23,10 +23,10 @@ from pydantic import Field
 
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value
-from quatrain.evaluation.evaluate import completions_of
 from quatrain.evaluation.inspection.attention import attention_maps
 from quatrain.evaluation.inspection.tokens import token as described
 from quatrain.generation import params as params_module
+from quatrain.generation.candidates import completions_of
 from quatrain.generation.choosing import TokenChooser
 from quatrain.generation.engine import Completion, Engine
 from quatrain.generation.filters import processors

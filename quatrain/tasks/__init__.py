@@ -1,5 +1,5 @@
-"""What a trained model says of new inputs, by the task that its head is of."""
+"""Tasks: what examples of data mean, and pipelines that use a model for a task."""
 
-from quatrain.tasks.predict import Prediction, Predictor
+from quatrain.tasks.pipelines import Pipeline, Prediction, pipeline
 
-__all__ = ["Prediction", "Predictor"]
+__all__ = ["Pipeline", "Prediction", "pipeline"]

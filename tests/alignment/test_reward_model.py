@@ -8,7 +8,6 @@ from tiny_models import gpt2, llama, make_folder, random_model, save_random
 
 from quatrain.alignment.reward_model import (
     LABELS,
-    AnswerReader,
     PairwiseReward,
     RewardExample,
     RewardTask,
@@ -22,6 +21,7 @@ from quatrain.core.errors import InputError
 from quatrain.core.settings import parse
 from quatrain.data.records import Row
 from quatrain.models.io import model_folder
+from quatrain.tasks.answer_reader import AnswerReader
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.texts import EncodedText
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import quatrain
 from quatrain.core.errors import InputError
 from quatrain.models.io import model_folder, sentence_transformers
 from quatrain.tokenizers.tokenizer import Tokenizer
@@ -75,6 +76,8 @@ def test_minilm_gives_what_its_own_pipeline_gives(minilm, real):
     torch.testing.assert_close(ours.norm(dim=1), torch.ones(len(real)))
     one_by_one = torch.cat([sentence_transformers.embed(model, tokenizer, [text]) for text in real[:10]])
     torch.testing.assert_close(ours[:10], one_by_one, atol=1e-5, rtol=0)
+    pipe = quatrain.pipeline("sentence-embeddings", minilm, return_tensors=True)
+    torch.testing.assert_close(torch.stack(pipe(real[:20])), ours[:20], atol=1e-5, rtol=0)
     near = sentence_transformers.embed(model, tokenizer, TEXTS[2:4])
     assert near[0] @ near[1] > 0.7 > ours[2] @ ours[5]
 
@@ -197,12 +200,24 @@ def test_what_is_not_known_is_refused_by_name(folder, kinds, pooling, length, to
     assert all(words in str(caught.value) for words in told), caught.value
 
 
-def test_a_prompt_before_every_text_is_refused(folder):
-    (folder / "config_sentence_transformers.json").write_text(
-        '{"prompts": {"q": "query: "}, "default_prompt_name": "q"}'
+def test_prompts_are_read_and_wrong_ones_are_refused(folder):
+    settings = folder / "config_sentence_transformers.json"
+    assert sentence_transformers.Prompts.of(folder).text() == ""
+    settings.write_text('{"prompts": {"q": "query: ", "d": ""}, "default_prompt_name": "q"}')
+    assert (
+        sentence_transformers.Prompts.of(folder).text() == "query: "
+        and sentence_transformers.Prompts.of(folder).text("d") == ""
     )
-    with pytest.raises(InputError, match='default_prompt_name = "q"'):
-        model_folder.load(folder)
+    model_folder.load(folder)
+    with pytest.raises(InputError, match='prompt_name: "x"; the model has q, d'):
+        sentence_transformers.Prompts.of(folder).text("x")
+    for text, told in [
+        ('{"prompts": {"q": "query: "}, "default_prompt_name": "x"}', 'default_prompt_name = "x"; must be one of'),
+        ('{"prompts": {"q": 3}}', "must be an object of texts"),
+    ]:
+        settings.write_text(text)
+        with pytest.raises(InputError, match=told):
+            model_folder.load(folder)
 
 
 @pytest.mark.parametrize(

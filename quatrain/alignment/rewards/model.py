@@ -115,10 +115,10 @@ class ModelReward:
         batch_tokens: int = BATCH_TOKENS,
         device: str = "auto",
     ):
-        from quatrain.alignment.reward_model import AnswerReader
         from quatrain.loading.model import load_model
         from quatrain.models.transformer.stack import Model
         from quatrain.planning.machine import choose_device
+        from quatrain.tasks.answer_reader import AnswerReader
 
         if not isinstance(folder, Model):
             folder, own = load_model(folder, device=choose_device(device))

@@ -7,7 +7,8 @@ normalization to unit length. Unknown modules and poolings are refused by name.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -95,7 +96,7 @@ def read(folder: str | Path) -> dict[str, Any] | None:
     if not problems:
         fields["pooling"] = _pooling(folder / modules[1].get("path", "") / "config.json", problems)
         fields["max_text_length"] = _length(folder / modules[0].get("path", ""), problems)
-        _refuse_prompt(folder / SETTINGS, problems)
+        problems += prompt_problems(folder / SETTINGS)
     if problems:
         raise InputError(f"{folder}: this sentence embedding cannot be used:", problems)
     return fields
@@ -128,19 +129,32 @@ def write(folder: str | Path, config: ModelConfig) -> None:
     write_json(folder / MODULES, entries)
 
 
-def embed(model: Model, tokenizer: TextEncoder, texts: Sequence[str], *, batch_size: int = 32) -> Tensor:
+def embed(
+    model: Model,
+    tokenizer: TextEncoder,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 32,
+    normalize: bool | None = None,
+) -> Tensor:
     """Embeddings (N, hidden_size) of N texts, on the model's device.
 
-    Texts are truncated to the model's `max_text_length` without losing special tokens, and batched by length. Raises
-    InputError unless the model has the head `embedding`.
+    Texts are truncated to the model's `max_text_length` without losing special tokens, and batched by length.
+    `normalize`: whether the vectors have length 1; None: as the model says. Raises InputError unless the model has the
+    head `embedding`, and for a text without a token.
     """
     import torch
+
+    from quatrain.models.transformer.heads import pool
 
     config = model.config
     if config.head != "embedding":
         raise InputError(f"This model has the head {config.head}; load it with head='embedding'.")
     limit = min(config.max_text_length or config.context_length, config.context_length)
     ids = [_truncate(tokenizer, text, limit) for text in texts]
+    if empty := [number for number, each in enumerate(ids, 1) if not each]:
+        raise InputError(f"text {empty[0]}: empty; this tokenizer gives no token for it, so there is nothing to pool.")
+    as_is = normalize is None or normalize == config.normalize_embedding
     padding = tokenizer.pad_id if config.pad_token_id is None else config.pad_token_id
     embeddings = torch.empty(
         len(ids), config.output_hidden_size, dtype=model.embed_tokens.weight.dtype, device=model.device
@@ -154,9 +168,20 @@ def embed(model: Model, tokenizer: TextEncoder, texts: Sequence[str], *, batch_s
         for index, row in enumerate(rows):
             batch[index, : len(ids[row])] = torch.tensor(ids[row], dtype=torch.long)
             segments[index, : len(ids[row])] = 1
+        batch, segments = batch.to(model.device), segments.to(model.device)
         with torch.inference_mode():
-            embeddings[rows] = model(batch.to(model.device), segments=segments.to(model.device))[0]
-    return embeddings
+            if as_is:
+                embeddings[rows] = model(batch, segments=segments)[0]
+            else:
+                embeddings[rows] = pool(model.hidden_states(batch, segments=segments), config, batch, segments)
+    return torch.nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings
+
+
+def text_tokens(model: Model, tokenizer: TextEncoder, texts: Sequence[str]) -> list[tuple[int, int]]:
+    """For each text the number of its tokens, special ones included, and how many of them `embed` does not read."""
+    limit = min(model.config.max_text_length or model.config.context_length, model.config.context_length)
+    lengths = [len(tokenizer.encode(text, special_tokens=True)) for text in texts]
+    return [(length, max(0, length - limit)) for length in lengths]
 
 
 def _truncate(tokenizer: TextEncoder, text: str, limit: int) -> list[int]:
@@ -231,13 +256,44 @@ def _length(folder: Path, problems: list[str]) -> int:
     return length or 0
 
 
-def _refuse_prompt(path: Path, problems: list[str]) -> None:
-    name = _json(path, dict).get("default_prompt_name") if path.is_file() else None
-    if name is not None:
-        problems.append(
-            f"{path.name}: default_prompt_name = {format_value(name)}, a prompt before every text, is not "
-            "supported; prepend it to the texts yourself and set it to null"
-        )
+def prompt_problems(path: Path) -> list[str]:
+    """What is wrong with the prompts in a folder's settings; [] where there are none."""
+    settings = _json(path, dict) if path.is_file() else {}
+    prompts, name = settings.get("prompts") or {}, settings.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(each, str) for each in prompts.values()):
+        return [f"{path.name}: prompts = {format_value(prompts)}; must be an object of texts"]
+    if name is not None and name not in prompts:
+        known = ", ".join(prompts) or "none"
+        return [f"{path.name}: default_prompt_name = {format_value(name)}; must be one of its prompts: {known}"]
+    return []
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The texts that stand before what is embedded: by name, such as "query", and the name of the default one."""
+
+    texts: Mapping[str, str] = field(default_factory=dict)
+    default: str | None = None
+
+    @classmethod
+    def of(cls, folder: str | Path) -> Prompts:
+        """The prompts of a model folder. Raises InputError for settings that cannot be used."""
+        path = Path(folder) / SETTINGS
+        if problems := prompt_problems(path):
+            raise InputError(f"{folder}: this sentence embedding cannot be used:", problems)
+        settings = _json(path, dict) if path.is_file() else {}
+        return cls(settings.get("prompts") or {}, settings.get("default_prompt_name"))
+
+    def text(self, name: str | None = None) -> str:
+        """The prompt of a name, or the default one; "" without. Raises InputError for an unknown name."""
+        name = self.default if name is None else name
+        if name is None:
+            return ""
+        if name not in self.texts:
+            raise InputError(
+                f"prompt_name: {format_value(name)}; the model has {', '.join(self.texts) or 'no prompts'}"
+            )
+        return self.texts[name]
 
 
 def _json(path: Path, kind: type) -> Any:

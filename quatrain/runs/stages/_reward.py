@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from quatrain.alignment.reward_model import READS, RewardTask, length_baselines
+from quatrain.alignment.reward_model import RewardTask, length_baselines
 from quatrain.models.transformer.stack import Model
 from quatrain.runs import tasks
 from quatrain.runs.job import TrainingJob
@@ -13,6 +13,7 @@ from quatrain.runs.material import tokenizer_of
 from quatrain.runs.stage import StageContext, StageResult
 from quatrain.runs.stages._finetune import with_template
 from quatrain.runs.stages.reward import RewardStage
+from quatrain.tasks.answer_reader import READS
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import checkpoints
 from quatrain.training.objectives.texts import frame
