@@ -100,14 +100,14 @@ class TokenClassification(Pipeline):
             texts.append(text)
             encoded.append(ids)
             spans.append(offsets)
-        all_scores = self._scores(encoded, options.stride)
+        found = self._token_logits(encoded, options.stride)
         return [
-            Prediction(self._labelled(each, text, ids, offsets, scores, options))
-            for each, text, ids, offsets, scores in zip(inputs, texts, encoded, spans, all_scores, strict=True)
+            Prediction(self._labelled(each, text, ids, offsets, logits, options))
+            for each, text, ids, offsets, logits in zip(inputs, texts, encoded, spans, found, strict=True)
         ]
 
-    def _scores(self, encoded: Sequence[list[int]], stride: int | None) -> list[Tensor]:
-        """The scores (T, L) of the tokens of each text, read in windows where they are too long."""
+    def _token_logits(self, encoded: Sequence[list[int]], stride: int | None) -> list[Tensor]:
+        """The logits (T, L) of the tokens of each text, read in windows where they are too long."""
         before, after = frame(self.tokenizer)
         room = max(1, self.limit - len(before) - len(after))
         shared = min(room - 1, room // 4 if stride is None else stride)
@@ -123,7 +123,7 @@ class TokenClassification(Pipeline):
                 start = end - shared
         result = [torch.zeros(len(ids), len(self.config.labels)) for ids in encoded]
         for (text, start, end), logits in zip(places, self.logits(rows), strict=True):
-            own = logits[len(before) : len(before) + end - start].softmax(-1)
+            own = logits[len(before) : len(before) + end - start]
             # Half of what two windows share belongs to each.
             skip = 0 if start == 0 else shared // 2
             result[text][start + skip : end] = own[skip:]
@@ -135,12 +135,12 @@ class TokenClassification(Pipeline):
         text: str,
         ids: Sequence[int],
         offsets: Sequence[tuple[int, int]],
-        scores: Tensor,
+        logits: Tensor,
         options: TokenOptions,
     ) -> list[dict[str, Any]]:
         if options.aggregation_strategy == "words":
-            return self._words(given, text, scores)
-        pieces = self._pieces(text, ids, offsets, scores)
+            return self._words(given, text, logits)
+        pieces = self._pieces(text, ids, offsets, logits)
         if options.aggregation_strategy == "none":
             found = [self._of_piece(piece) | {"index": piece.index} for piece in pieces]
             entities = [{name: each[name] for name in ("entity", "score", "index", "word", "start", "end")}
@@ -156,12 +156,31 @@ class TokenClassification(Pipeline):
             each["start"], each["end"] = _stripped(text, each["start"], each["end"])
         return kept
 
-    def _pieces(self, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], scores: Tensor) -> list[Piece]:
+    def _probabilities(self, logits: Tensor, places: Sequence[int]) -> Tensor:
+        """The scores (T, L) of tokens.
+
+        A model that labels whole sentences (`tag`, such as a CRF) decides about the tokens at `places`, which begin
+        words: its label gets its probability, and the others share the rest.
+        """
+        scores = logits.softmax(-1)
+        tag = getattr(self.model, "tag", None)
+        if tag is None or not places:
+            return scores
+        mask = torch.zeros(1, len(logits), dtype=torch.bool, device=self.model.device)
+        mask[0, list(places)] = True
+        (labels,), (own,) = tag(logits[None].to(self.model.device), mask)
+        for place, label, score in zip(places, labels, own, strict=True):
+            # The best sequence may hold a label that is unlikely by itself; it stays the highest.
+            scores[place] = min((1 - score) / max(1, scores.shape[1] - 1), 0.99 * score)
+            scores[place, label] = score
+        return scores
+
+    def _pieces(self, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], logits: Tensor) -> list[Piece]:
         """The tokens of a text."""
         numbers = [match.span() for match in NUMBER.finditer(text)]
         marked = bool(getattr(self.tokenizer.backend.model, "continuing_subword_prefix", None))
         first = len(frame(self.tokenizer)[0])
-        pieces = []
+        pieces, places = list[Piece](), list[int]()
         for place, (token, (start, end)) in enumerate(zip(ids, offsets, strict=True)):
             if token in self.tokenizer.special_ids and token != self.tokenizer.unk_id:
                 continue
@@ -170,8 +189,12 @@ class TokenClassification(Pipeline):
             if token == self.tokenizer.unk_id:
                 word, continues = shown, False
             in_number = any(begin < start < stop for begin, stop in numbers)
-            piece = Piece(word, scores[place], start, end, place + first, continues or in_number, in_number)
-            pieces.append(piece)
+            pieces.append(Piece(word, logits[place], start, end, place + first, continues or in_number, in_number))
+            places.append(place)
+        begins = [place for place, piece in zip(places, pieces, strict=True) if not piece.continues]
+        scores = self._probabilities(logits, begins)
+        for place, piece in zip(places, pieces, strict=True):
+            piece.scores = scores[place]
         return pieces
 
     def _of_piece(self, piece: Piece) -> dict[str, Any]:
@@ -229,7 +252,7 @@ class TokenClassification(Pipeline):
         decoder = self.tokenizer.backend.decoder
         return str(decoder.decode(list(tokens))) if decoder is not None else " ".join(tokens)
 
-    def _words(self, given: Mapping[str, Any], text: str, scores: Tensor) -> list[dict[str, Any]]:
+    def _words(self, given: Mapping[str, Any], text: str, logits: Tensor) -> list[dict[str, Any]]:
         """Every word of a text with the label of its first token; a word without a token gets the label O."""
         if "words" in given:
             _, owners = word_tokens(self.tokenizer, given["words"])
@@ -245,7 +268,8 @@ class TokenClassification(Pipeline):
             {"entity": outside, "score": None, "word": text[start:end], "start": start, "end": end}
             for start, end in spans
         ]
-        for owner, own in zip(owners, scores, strict=True):
+        begins = [place for place, owner in enumerate(owners) if owner is not None]
+        for owner, own in zip(owners, self._probabilities(logits, begins), strict=True):
             if owner is not None:
                 best = int(own.argmax())
                 words[owner] |= {"entity": self.config.labels[best], "score": float(own[best])}
