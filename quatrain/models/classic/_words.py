@@ -173,7 +173,9 @@ class WordReader(nn.Module):
         words, letters = number[rows, columns], within[rows, columns]
         tokens[rows, words, letters] = input_ids[rows, columns]
         inside[rows, words, letters] = True
-        return WordSpans(tokens, inside, lengths, number.clamp(min=0), hash_of(tokens, inside))
+        # A space belongs to the word behind it, as in tokens such as " the".
+        places = torch.minimum(torch.where(is_text, number, number + 1), lengths[:, None].clamp(min=1) - 1)
+        return WordSpans(tokens, inside, lengths, places, hash_of(tokens, inside))
 
     def compose(self, spans: WordSpans) -> Tensor:
         """The vectors (B, W, C) of words."""
