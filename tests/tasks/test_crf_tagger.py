@@ -1,4 +1,4 @@
-"""A tagger with a CRF through the recipe, the evaluation and the predictions on new inputs: the best sequence counts."""
+"""A tagger with a CRF through recipe, evaluation and predictions on new inputs: the best sequence counts."""
 
 from __future__ import annotations
 
