@@ -31,7 +31,8 @@ LAYERS = [
 """From the lowest up: a module imports modules of its own layer and of those below. `docs/decisions/0003-layers.md`."""
 
 COMES_WITH = {"markupsafe": "jinja2", "llvmlite": "numba", "starlette": "fastapi"}
-WRITTEN_FOR = {"models.kernels.decode_step": "numba", "models.kernels.vectors": "numba"}
+WRITTEN_FOR = {"models.kernels.decode_step": "numba", "models.kernels.vectors": "numba",
+               "evaluation.lm_eval_model": "lm_eval"}  # fmt: skip
 """Modules that are nothing without a library of an extra; who needs them imports them where they are used."""
 PART_FOR = {"serving": {"fastapi", "uvicorn", "prometheus_client"}}
 """The same for whole folders."""

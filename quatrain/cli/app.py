@@ -10,6 +10,7 @@ import quatrain
 from quatrain.cli.arguments import mistyped_option
 from quatrain.cli.chat import chat
 from quatrain.cli.check import check
+from quatrain.cli.compare import compare
 from quatrain.cli.data import check_data, get_source, list_sources
 from quatrain.cli.doctor import doctor
 from quatrain.cli.evaluate import evaluate
@@ -63,6 +64,7 @@ def build_app() -> App:
         serve,
         predict,
         evaluate,
+        compare,
         label,
         merge,
         doctor,

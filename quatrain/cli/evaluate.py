@@ -70,7 +70,8 @@ def evaluate(
     if model is None or not what or (asked and len(asked) < len(what)) or (not asked and len(what) > 1):
         raise InputError(_wrong_arguments(model, what, asked))
     if asked:
-        return run_suites(model, asked, suites, limit=limit, max_new_tokens=max_new_tokens, context=context,
+        more = {"context": context, "databases": databases, "prefix": source_prefix}
+        return run_suites(model, asked, suites, limit=limit, max_new_tokens=max_new_tokens, more=more,
                           json_lines=json_lines)  # fmt: skip
     return _on_data(model, what[0], context, limit, split, databases, source_prefix, max_new_tokens or 120, json_lines)
 
@@ -78,7 +79,7 @@ def evaluate(
 def _wrong_arguments(model: str | None, what: tuple[str, ...], asked: list[str]) -> str:
     from quatrain.evaluation.suite import suite_names
 
-    known = f"Suites: {', '.join(suite_names())}, and lm-eval:TASK."
+    known = f"Suites: {', '.join(suite_names())}."
     if model is None:
         return f"evaluate needs a model and suites or data: quatrain evaluate MODEL mmlu gsm8k. {known}"
     if not what:

@@ -35,6 +35,10 @@ class SuiteOptions:
     """The folder of the results: by default `evaluations` in the model's run, or evaluations/MODEL."""
     fresh: bool = False
     """Ask everything anew, although answers are stored."""
+    judge: str | None = None
+    """Of winrate: the model that judges, a folder, hub id or http://HOST/v1#NAME."""
+    train: str | None = None
+    """Of suites of records: the data that baselines learn from, and from which worked examples are drawn."""
     passport: str | None = None
     """A result file: ask the same questions of the same model again, and compare the scores."""
 
@@ -47,17 +51,28 @@ def is_suite(name: str) -> bool:
     from quatrain.core.reading import exists
     from quatrain.evaluation.suite import suite_names
 
-    return name.partition(":")[0] in (*suite_names(), "lm-eval") and not exists(name)
+    return name.partition(":")[0] in suite_names() and not exists(name)
 
 
-def opened(name: str, options: SuiteOptions, max_new_tokens: int | None, **more: Any) -> Suite:
-    """The suite of an argument, SUITE or SUITE:FILE."""
+def opened(names: Sequence[str], options: SuiteOptions, max_new_tokens: int | None, **more: Any) -> list[Suite]:
+    """The suites of arguments SUITE or SUITE:FILE. Raises InputError for an option that none of them takes."""
+    from quatrain.core.errors import InputError
     from quatrain.evaluation.suite import suite_class
 
-    kind, _, source = name.partition(":")
     chat = False if options.no_chat else options.chat
     own: dict[str, Any] = {"shots": options.shots, "seed": options.seed, "chat": chat, "max_new_tokens": max_new_tokens}
-    return suite_class(kind)(source or None, **own, **more)
+    given = {name: value for name, value in {**more, "judge": options.judge, "train": options.train}.items() if value}
+    suites: list[Suite] = []
+    taken: set[str] = set()
+    for name in names:
+        kind, _, source = name.partition(":")
+        suite = suite_class(kind)
+        extra = {option: value for option, value in given.items() if option in suite.extra}
+        taken |= extra.keys()
+        suites.append(suite(source or None, **own, **extra))
+    if idle := sorted(given.keys() - taken):
+        raise InputError(f"--{', --'.join(idle)}: of no use to {', '.join(names)}; leave it out")
+    return suites
 
 
 def run_suites(
@@ -67,7 +82,7 @@ def run_suites(
     *,
     limit: int | None,
     max_new_tokens: int | None,
-    context: int | None,
+    more: Mapping[str, Any],
     json_lines: bool,
 ) -> int:
     """Asks every suite, stores the results, and shows them."""
@@ -75,9 +90,8 @@ def run_suites(
     from quatrain.core.progress import SilentReporter, create_reporter
     from quatrain.evaluation.suite_run import checked_suites, finite, folder_of, run_suite
 
-    own = {"context": context} if context is not None else {}
-    suites = [opened(name, options, max_new_tokens, **own) for name in names]
-    subject = subject_of(model, options)
+    suites = opened(names, options, max_new_tokens, **more)
+    subject = opened_model(model, options)
     reporter: Reporter = SilentReporter() if json_lines else create_reporter()
     folder = options.output or folder_of(model, subject)
     read = checked_suites(subject, suites, limit)
@@ -95,11 +109,15 @@ def run_suites(
     return 0
 
 
-def subject_of(model: str, options: SuiteOptions) -> Subject:
+def opened_model(model: str, options: SuiteOptions) -> Subject:
     """The model that is evaluated."""
-    from quatrain.evaluation.subject import LocalSubject
+    from quatrain.core.errors import InputError
+    from quatrain.evaluation.subject import subject_of
+    from quatrain.generation.endpoint import is_endpoint
 
-    return LocalSubject(model, quantize=options.quantize, batch_size=options.batch_size)
+    if options.quantize is not None and is_endpoint(model):
+        raise InputError(f"--quantize {options.quantize}: the weights behind {model} are not read here")
+    return subject_of(model, quantize=options.quantize, batch_size=options.batch_size)
 
 
 def show_in_run(folder: Any) -> None:
@@ -168,7 +186,7 @@ def reproduce(path: str, options: SuiteOptions, *, json_lines: bool) -> int:
     suite = suite_class(name)(known.pop("source"), **known)
     model = passport["model"]
     options = SuiteOptions(quantize=model.get("quantize"), batch_size=options.batch_size)
-    subject = subject_of(model.get("folder") or model["model"], options)
+    subject = opened_model(model.get("folder") or model["model"], options)
     reporter: Reporter = SilentReporter() if json_lines else create_reporter()
     result = finite(run_suite(subject, suite, limit=limit, reporter=reporter, fresh=True))
     differences = compared(stored, result)

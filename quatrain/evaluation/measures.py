@@ -155,6 +155,13 @@ def label_measures(predictions: Sequence[Any], references: Sequence[Any]) -> lis
         table[row, 0, number[true]] += predicted == true
         table[row, 1, number[predicted]] += 1
         table[row, 2, number[true]] += 1
+    right = [float(predicted == true) for predicted, true in zip(predictions, references, strict=True)]
+    accuracy = mean_of("accuracy", right, "The share of right labels. With one label each, it is micro F1.")
+    return [accuracy, *table_measures(table)]
+
+
+def table_measures(table: np.ndarray) -> list[Measure]:
+    """Macro, micro and weighted F1 of the right, predicted and true labels of each example (N, 3, labels)."""
     flat = table.reshape(len(table), -1)
 
     def by_label(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -169,36 +176,20 @@ def label_measures(predictions: Sequence[Any], references: Sequence[Any]) -> lis
 
     def weighted(sums: np.ndarray) -> np.ndarray:
         scores, true, _ = by_label(sums)
-        mean: np.ndarray = (scores * true).sum(1) / true.sum(1)
+        mean: np.ndarray = (scores * true).sum(1) / np.maximum(true.sum(1), 1)
         return mean
 
-    right = [float(predicted == true) for predicted, true in zip(predictions, references, strict=True)]
+    def micro(sums: np.ndarray) -> np.ndarray:
+        return f1_of(sums.reshape(len(sums), 3, -1).sum(2))
+
+    kinds = {
+        "macro": (macro, "The mean F1 of the labels: a rare label counts as much as a frequent one."),
+        "micro": (micro, "F1 of counts summed over the labels."),
+        "weighted": (weighted, "The mean F1 of the labels, weighted by how often each is true."),
+    }
     return [
-        mean_of("accuracy", right, "The share of right labels. With one label each, micro F1 is the same number."),
-        Measure(
-            "f1_macro",
-            flat,
-            macro,
-            "The mean F1 of the labels: a rare label counts as much as a frequent one.",
-            unit="%",
-            per_example=False,
-        ),
-        Measure(
-            "f1_micro",
-            flat,
-            lambda sums: f1_of(sums.reshape(len(sums), 3, -1).sum(2)),
-            "F1 of counts summed over the labels.",
-            unit="%",
-            per_example=False,
-        ),
-        Measure(
-            "f1_weighted",
-            flat,
-            weighted,
-            "The mean F1 of the labels, weighted by how often each is true.",
-            unit="%",
-            per_example=False,
-        ),
+        Measure(f"f1_{name}", flat, combine, explanation, unit="%", per_example=False)
+        for name, (combine, explanation) in kinds.items()
     ]
 
 

@@ -34,11 +34,10 @@ def passport(
 ) -> dict[str, Any]:
     """What decides a score: model, data, questions, decoding, versions and how the interval is computed."""
     prompts = [suite.prompt_text(row) for row in rows]
-    sources = [source for source in (suite.source, suite.examples_data if suite.shots else None) if source]
     return {
         "suite": suite.settings() | {"limit": limit, "examples": len(rows)},
         "model": subject.description(),
-        "data_sha256": {source: [sha256_of(path) for path in find_files(source)] for source in sources},
+        "data_sha256": {source: [sha256_of(path) for path in find_files(source)] for source in suite.sources()},
         "prompts_sha256": prompt_hash(prompts),
         "template": prompts[0] if prompts else "",
         "chat": suite.asks_by_chat(subject),

@@ -12,11 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from quatrain.core.errors import InputError
 from quatrain.core.reading import sha256_of
 from quatrain.evaluation.metrics.objectives import predictions_of
+from quatrain.generation.endpoint import Endpoint, is_endpoint
 from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.loading.model import ResolvedModel, load_model
+from quatrain.tasks.task import Task
 
 Prompt = str | Sequence[Mapping[str, Any]]
 """A text that the model continues, or a chat that it answers."""
@@ -51,6 +55,14 @@ class Subject(Protocol):
     def has_chat(self) -> bool:
         """Whether the model has a chat template."""
 
+    @property
+    def head_task(self) -> str | None:
+        """The task of records that the model has a head for, by its name in recipes; None for a model of text."""
+
+    @property
+    def reads_sources(self) -> bool:
+        """Whether the model was trained on sources alone (an encoder-decoder), so that a prompt has no instruction."""
+
     def description(self) -> dict[str, Any]:
         """What identifies the model in a passport: folder or address, hashes, data types."""
 
@@ -66,11 +78,19 @@ class Subject(Protocol):
     def predict(self, task: str, rows: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """The predictions of a model with a task's head, and the references as it reads them."""
 
+    def complete(
+        self, task: Task[Any], examples: Sequence[Any], params: SamplingParams, *, as_text: bool = False
+    ) -> list[Writing]:
+        """A completion of each example of a task, chosen as the task does; `as_text` continues its text prompt."""
+
+    def embed(self, texts: Sequence[str], *, is_query: bool = False) -> np.ndarray:
+        """A vector of each text (N, D)."""
+
     def check(self, prompts: Sequence[Prompt], completions: Sequence[str], new_tokens: int) -> None:
         """Raises InputError, before anything is computed, for prompts that do not fit with what follows them."""
 
     def size(self) -> dict[str, float]:
-        """What the model takes: parameters, bytes of weights; empty where that is unknown."""
+        """What the model takes: parameters, bytes of weights in memory and in files; empty where that is unknown."""
 
 
 class LocalSubject:
@@ -110,6 +130,17 @@ class LocalSubject:
         return Engine.of(self.network, self.tokenizer, self.resolved)
 
     @property
+    def head_task(self) -> str | None:
+        from quatrain.tasks.kinds import OF_HEAD
+
+        head = self.network.config.head
+        return OF_HEAD[head].name if head in OF_HEAD and head != "seq2seq" else None
+
+    @property
+    def reads_sources(self) -> bool:
+        return bool(self.network.config.architecture == "encoder-decoder")
+
+    @property
     def has_chat(self) -> bool:
         return bool(getattr(self.tokenizer, "chat_templates", None))
 
@@ -129,7 +160,13 @@ class LocalSubject:
     def size(self) -> dict[str, float]:
         tensors = {tensor.data_ptr(): tensor for tensor in (*self.network.parameters(), *self.network.buffers())}
         own = {parameter.data_ptr(): parameter.numel() for parameter in self.network.parameters()}
-        return {"parameters": sum(own.values()), "bytes": sum(tensor.nbytes for tensor in tensors.values())}
+        found: dict[str, float] = {"parameters": sum(own.values())}
+        found["bytes"] = sum(tensor.nbytes for tensor in tensors.values())
+        if self.resolved is not None:
+            folders = dict.fromkeys((self.resolved.base, self.resolved.folder))
+            weights = [path for folder in folders for path in folder.glob("*.safetensors")]
+            found["file_bytes"] = sum(path.stat().st_size for path in weights)
+        return found
 
     def _ids(self, prompt: Prompt) -> list[int]:
         # A chat template writes the beginning token itself; a text gets it from the tokenizer. Neither gets it twice.
@@ -178,6 +215,24 @@ class LocalSubject:
         )
         return [Writing(each.text, len(each.ids), each.finish_reason != "length") for each in completions]
 
+    def complete(
+        self, task: Task[Any], examples: Sequence[Any], params: SamplingParams, *, as_text: bool = False
+    ) -> list[Writing]:
+        from quatrain.evaluation.evaluate import complete
+
+        completions, notes = complete(self.engine, task, examples, params, as_text=as_text)
+        if notes:
+            raise InputError(f"{self.name}: {notes[0]}")
+        return [Writing(each.text, len(each.ids), each.finish_reason != "length") for each in completions]
+
+    def embed(self, texts: Sequence[str], *, is_query: bool = False) -> np.ndarray:
+        from quatrain.models.io.sentence_transformers import embed
+
+        vectors: np.ndarray = (
+            embed(self.network, self.tokenizer, texts, batch_size=self.batch_size).float().cpu().numpy()
+        )
+        return vectors
+
     def predict(self, task: str, rows: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         from quatrain.tasks.kinds import RECORD_TASKS, task_of_model
 
@@ -190,7 +245,10 @@ class LocalSubject:
         objective = kind.make_objective(
             settings, self.tokenizer, str(kind.format), labels, self.network.config.context_length
         )
-        return predictions_of(objective, self.network, rows)
+        predicted, true = predictions_of(objective, self.network, rows)
+        if labels and predicted and isinstance(predicted[0], int):
+            return [labels[number] for number in predicted], [labels[number] for number in true]
+        return predicted, true
 
     def check(self, prompts: Sequence[Prompt], completions: Sequence[str], new_tokens: int) -> None:
         limit = self.network.config.context_length if self.network.config.has_position_limit else None
@@ -204,15 +262,95 @@ class LocalSubject:
                 ids += len(tokenizer.encode(completions[number - 1])) - 1
             if ids + room > limit:
                 long.append((number, ids + room))
-        if long:
-            most = max(length for _, length in long)
-            named = [f"prompt {number}: {length:,} tokens" for number, length in long[:LENGTH_NAMED]]
-            raise InputError(
-                f"{len(long):,} of {len(prompts):,} prompts do not fit into the model's context of {limit:,} tokens "
-                f"with what follows them (the longest: {most:,}), and a truncated prompt would be another question. "
-                "Give fewer examples (--shots), fewer new tokens (--max-new-tokens), or a model with a longer context:",
-                named,
-            )
+        _refuse_long(long, len(prompts), limit)
+
+
+class EndpointSubject:
+    """A model behind an OpenAI-compatible address: what it writes, and likelihoods where the address gives them."""
+
+    head_task = None
+    reads_sources = False
+
+    def __init__(self, endpoint: Endpoint):
+        self.endpoint, self.name = endpoint, f"{endpoint.url}#{endpoint.model_name}"
+
+    @property
+    def has_chat(self) -> bool:
+        return True
+
+    def description(self) -> dict[str, Any]:
+        return {"model": self.name, "endpoint": self.endpoint.url}
+
+    def size(self) -> dict[str, float]:
+        return {}
+
+    def likelihoods(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Likelihood]:
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        if len(texts) < len(prompts):
+            raise InputError(f"{self.name}: an endpoint gives no likelihoods of answers in a chat; leave out --chat")
+        scores = self.endpoint.score(texts, list(completions))
+        return [Likelihood(score.total, len(score.logprobs), score.is_greedy) for score in scores]
+
+    def read(self, texts: Sequence[str], context: int | None = None) -> list[Likelihood]:
+        raise InputError(f"{self.name}: an endpoint does not give the likelihood of a text's first tokens, which bits "
+                         "per byte need; evaluate the model's folder")  # fmt: skip
+
+    def write(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[Writing]:
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        if len(texts) == len(prompts):
+            completions = self.endpoint.generate(texts, params)
+        else:
+            completions = self.endpoint.chat([chat for chat in prompts if not isinstance(chat, str)], params)
+        return [Writing(each.text, len(each.logprobs), each.finish_reason != "length") for each in completions]
+
+    def complete(
+        self, task: Task[Any], examples: Sequence[Any], params: SamplingParams, *, as_text: bool = False
+    ) -> list[Writing]:
+        from quatrain.evaluation.evaluate import complete
+
+        completions, notes = complete(self.endpoint, task, examples, params, as_text=as_text)
+        if notes:
+            raise InputError(f"{self.name}: {notes[0]}")
+        return [Writing(each.text, len(each.logprobs), each.finish_reason != "length") for each in completions]
+
+    def embed(self, texts: Sequence[str], *, is_query: bool = False) -> np.ndarray:
+        raise InputError(f"{self.name}: vectors of an endpoint are not read; evaluate the model's folder")
+
+    def predict(self, task: str, rows: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        raise InputError(f"{self.name}: an endpoint has no head for {task}; evaluate the model's folder")
+
+    def check(self, prompts: Sequence[Prompt], completions: Sequence[str], new_tokens: int) -> None:
+        limit = self.endpoint.context_length
+        if limit is None:
+            return
+        long = []
+        for number, prompt in enumerate(prompts, 1):
+            text = prompt + (completions[number - 1] if completions else "") if isinstance(prompt, str) else prompt
+            count = self.endpoint.count_tokens(text)
+            if count is not None and count + new_tokens > limit:
+                long.append((number, count + new_tokens))
+        _refuse_long(long, len(prompts), limit)
+
+
+def _refuse_long(long: Sequence[tuple[int, int]], count: int, limit: int) -> None:
+    """Raises InputError if there are prompts (number, tokens) that do not fit."""
+    if not long:
+        return
+    most = max(length for _, length in long)
+    named = [f"prompt {number}: {length:,} tokens" for number, length in long[:LENGTH_NAMED]]
+    raise InputError(
+        f"{len(long):,} of {count:,} prompts do not fit into the model's context of {limit:,} tokens with what follows "
+        f"them (the longest: {most:,}), and a truncated prompt would be another question. Give fewer examples "
+        "(--shots), fewer new tokens (--max-new-tokens), or a model with a longer context:",
+        named,
+    )
+
+
+def subject_of(model: str, **options: Any) -> Subject:
+    """The model of a folder, run or hub id, or of an OpenAI-compatible address. `options` as for `LocalSubject`."""
+    if is_endpoint(model):
+        return EndpointSubject(Endpoint.of(model))  # which batches by itself
+    return LocalSubject(model, **options)
 
 
 def text_windows(begin: list[int], ids: list[int], context: int) -> list[tuple[list[int], list[int]]]:

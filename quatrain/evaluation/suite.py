@@ -72,6 +72,8 @@ class Suite(Task[Row]):
     columns: ClassVar[str] = ""
     """The columns of a file in the suite's form, as messages name them."""
     default_shots: ClassVar[int] = 0
+    extra: ClassVar[tuple[str, ...]] = ()
+    """Names of options that only some suites take, such as `judge`."""
     version: ClassVar[int] = 1
     """Counted up when the prompt or the counting changes, so that stored scores say which they are of."""
     chunk: ClassVar[int] = 32
@@ -121,6 +123,10 @@ class Suite(Task[Row]):
             raise InputError(f"{source} has no examples for {self.name}")
         return rows
 
+    def sources(self) -> list[str]:
+        """The data that decide the score, whose hashes the passport has."""
+        return [source for source in (self.source, self.examples_data if self.shots else None) if source]
+
     @abstractmethod
     def parse(self, value: Mapping[str, Any]) -> Any:
         """A row of a file in the suite's own form. Raises KeyError or ValueError for another row."""
@@ -159,6 +165,10 @@ class Suite(Task[Row]):
 
     def check(self, subject: Subject, rows: Sequence[Row]) -> None:
         """Raises InputError, before anything is asked, for what the model cannot read."""
+
+    def whole(self, subject: Subject, limit: int | None) -> dict[str, Any] | None:
+        """The result of a suite that another library asks and counts as a whole; None for all others."""
+        return None
 
     def asks_by_chat(self, subject: Subject) -> bool:
         """Whether the questions go through the chat template."""
@@ -471,7 +481,8 @@ class WritingSuite(Suite):
 def suite_names() -> list[str]:
     """The suites, by the files of `quatrain/evaluation/suites`."""
     package = import_module("quatrain.evaluation.suites")
-    return sorted(module.name for module in iter_modules(package.__path__) if not module.name.startswith("_"))
+    names = (module.name for module in iter_modules(package.__path__) if not module.name.startswith("_"))
+    return sorted(name.replace("_", "-") for name in names)
 
 
 @cache
@@ -482,8 +493,8 @@ def suite_class(name: str) -> type[Suite]:
 
         near = difflib.get_close_matches(name, suite_names(), 2, 0.5)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise InputError(f"{name!r} is no suite.{hint} Suites: {', '.join(suite_names())}, and lm-eval:TASK")
-    kind: type[Suite] = import_module(f"quatrain.evaluation.suites.{name}").SUITE
+        raise InputError(f"{name!r} is no suite.{hint} Suites: {', '.join(suite_names())}")
+    kind: type[Suite] = import_module(f"quatrain.evaluation.suites.{name.replace('-', '_')}").SUITE
     return kind
 
 

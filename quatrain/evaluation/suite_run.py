@@ -50,17 +50,20 @@ def run_suite(
     base = None if folder is None else Path(folder) / f"{suite.name}-{key_of(known)}"
     answers = None if base is None else base.with_name(base.name + ".answers.jsonl")
     started = time.perf_counter()
-    outputs, asked = _ask(subject, suite, rows, answers, reporter, fresh)
+    asked, tokens = 0, 0
+    result = suite.whole(subject, limit)
+    if result is None:
+        outputs, asked = _ask(subject, suite, rows, answers, reporter, fresh)
+        tokens = sum(_tokens(output) for output in outputs[len(outputs) - asked :])
+        result = result_of(suite, rows, outputs)
+    else:
+        asked, answers = result["count"], None
     seconds = time.perf_counter() - started
-    result = result_of(suite, rows, outputs)
     result |= {"model": subject.name, "size": subject.size(), "passport": known}
     if asked:
-        result["speed"] = {
-            "seconds": seconds,
-            "examples": asked,
-            "examples_per_second": asked / seconds,
-            "tokens_per_second": sum(_tokens(output) for output in outputs[len(outputs) - asked :]) / seconds,
-        }
+        result["speed"] = {"seconds": seconds, "examples": asked, "examples_per_second": asked / seconds}
+        if tokens:
+            result["speed"]["tokens_per_second"] = tokens / seconds
     if base is not None:
         result["answers"] = str(answers.name) if answers is not None else None
         previous = base.with_name(base.name + ".json")

@@ -48,9 +48,10 @@ class QuestionAnswering(RecordTask):
 
     def baseline(self, examples: Sequence[Row]) -> list[str]:
         """The sentence of each text that shares most words with the question, the first among equals."""
-        return [_nearest(example.value["context"], example.value["question"]) for example in examples]
+        return [nearest_sentence(example.value["context"], example.value["question"]) for example in examples]
 
 
-def _nearest(context: str, question: str) -> str:
+def nearest_sentence(context: str, question: str) -> str:
+    """The sentence of a text that shares most words with a question, the first among equals."""
     sentences = [sentence for sentence in re.split(r"(?<=[.!?])\s+", context) if sentence.strip()]
     return max(sentences, key=lambda sentence: overlap(sentence, question), default="")

@@ -47,10 +47,11 @@ class TextToText(RecordTask):
 
     def baseline(self, examples: Sequence[Row]) -> list[str]:
         """Lead-3 of summarization (Nallapati et al. 2017, arXiv 1611.04230). A short source is copied whole."""
-        return [_lead(self.question(example)) for example in examples]
+        return [lead(self.question(example)) for example in examples]
 
 
-def _lead(source: str) -> str:
+def lead(source: str) -> str:
+    """The first three turns of a dialogue, or sentences of a text."""
     lines = [line for line in source.splitlines() if line.strip()]
     if len(lines) > 1:
         return "\n".join(lines[:LEAD])

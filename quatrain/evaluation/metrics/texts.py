@@ -6,6 +6,7 @@ named. Both libraries are in the extra `eval`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from quatrain.core.errors import InputError
@@ -81,6 +82,18 @@ def rouge(
     texts are split as by rouge-score; for other scripts see `quatrain.evaluation.metrics.words`. `stemming` is for
     English. Raises InputError for lists that are empty or differ in length, and for an unknown kind.
     """
+    rows = rouge_by_reference(predictions, references, kinds=kinds, stemming=stemming)
+    return {kind: sum(max(row[kind]) for row in rows) / len(rows) for kind in kinds}
+
+
+def rouge_by_reference(
+    predictions: Sequence[str],
+    references: Sequence[str | Sequence[str]],
+    *,
+    kinds: Sequence[str] = ROUGES,
+    stemming: bool = False,
+) -> list[dict[str, list[float]]]:
+    """For each prediction and kind its F1 with each of its references, 0 to 1. Raises InputError as `rouge` does."""
     check_lengths(predictions, references, "ROUGE")
     check_texts(predictions, "prediction", "ROUGE")
     lists = reference_lists(references, "ROUGE")
@@ -91,12 +104,82 @@ def rouge(
     scorer = library("rouge_score.rouge_scorer", "rouge-score", "ROUGE").RougeScorer(
         list(kinds), tokenizer=_Words(stemming)
     )
-    totals = dict.fromkeys(kinds, 0.0)
+    rows = []
     for prediction, texts in zip(predictions, lists, strict=True):
         scores = [scorer.score(reference, prediction) for reference in texts]
-        for kind in kinds:
-            totals[kind] += max(score[kind].fmeasure for score in scores)
-    return {kind: total / len(lists) for kind, total in totals.items()}
+        rows.append({kind: [score[kind].fmeasure for score in scores] for kind in kinds})
+    return rows
+
+
+def bleu_statistics(
+    predictions: Sequence[str], references: Sequence[str | Sequence[str]], *, tokenize: str, lowercase: bool = False
+) -> list[list[float]]:
+    """For each example the sums of corpus BLEU: 4 matches and 4 totals of n-grams, and both lengths.
+
+    `bleu_of` turns their sums into the score.
+    """
+    check_lengths(predictions, references, "BLEU")
+    lists = reference_lists(references, "BLEU")
+    metric = library("sacrebleu.metrics", "sacrebleu", "BLEU").BLEU(tokenize=tokenize, lowercase=lowercase)
+    rows = []
+    for prediction, texts in zip(predictions, lists, strict=True):
+        score = metric.corpus_score([prediction], [[text] for text in texts])
+        rows.append([float(number) for number in (*score.counts, *score.totals, score.sys_len, score.ref_len)])
+    return rows
+
+
+def bleu_of(sums: Sequence[float]) -> float:
+    """BLEU, 0 to 100, of summed `bleu_statistics`, smoothed as sacrebleu does (exp)."""
+    numbers = [round(number) for number in sums]
+    metric = library("sacrebleu.metrics", "sacrebleu", "BLEU").BLEU
+    score = metric.compute_bleu(numbers[:4], numbers[4:8], numbers[8], numbers[9], smooth_method="exp")
+    return float(score.score)
+
+
+def chrf_statistics(
+    predictions: Sequence[str], references: Sequence[str | Sequence[str]], order: int = 6
+) -> list[list[float]]:
+    """For each example the n-grams of characters: predicted, of the reference, and in common, for each length.
+
+    Of several references the one with the best score of its own counts. `chrf_of` turns their sums into the score.
+    """
+    check_lengths(predictions, references, "chrF")
+    rows = []
+    for prediction, texts in zip(predictions, reference_lists(references, "chrF"), strict=True):
+        own = _character_ngrams(prediction, order)
+        counted = [_common_ngrams(own, _character_ngrams(text, order)) for text in texts]
+        rows.append(max(counted, key=chrf_of))
+    return rows
+
+
+def _character_ngrams(text: str, order: int) -> list[Counter[str]]:
+    plain = "".join(text.split())
+    return [Counter(plain[start : start + size] for start in range(len(plain) - size + 1))
+            for size in range(1, order + 1)]  # fmt: skip
+
+
+def _common_ngrams(one: Sequence[Counter[str]], other: Sequence[Counter[str]]) -> list[float]:
+    sums: list[float] = []
+    for mine, theirs in zip(one, other, strict=True):
+        # An order that the reference is too short for does not count for the prediction either.
+        sums += [float(mine.total() if theirs else 0), float(theirs.total()), float((mine & theirs).total())]
+    return sums
+
+
+def chrf_of(sums: Sequence[float], beta: float = 2.0) -> float:
+    """chrF, 0 to 100, of summed `chrf_statistics`: the mean precision and recall over the lengths (Popović 2015)."""
+    precisions, recalls = [], []
+    for place in range(0, len(sums), 3):
+        predicted, true, both = sums[place : place + 3]
+        if predicted > 0 and true > 0:
+            precisions.append(both / predicted)
+            recalls.append(both / true)
+    if not precisions:
+        return 0.0
+    precision, recall = sum(precisions) / len(precisions), sum(recalls) / len(recalls)
+    if not precision + recall:
+        return 0.0
+    return 100 * (1 + beta**2) * precision * recall / (beta**2 * precision + recall)
 
 
 class _Words:

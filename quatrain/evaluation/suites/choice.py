@@ -46,7 +46,7 @@ class Choice(ChoiceSuite):
         return Choices(shown, answers, (number_of(right, len(answers)),), str(value.get("subject", "")))
 
     def question(self, example: Row) -> str:
-        return super().question(example).removeprefix("Question: ")
+        return super().question(example).removeprefix("Question: ").replace("\nAnswer:", "", 1)
 
 
 def cleaned(text: str) -> str:

@@ -35,6 +35,7 @@ class Perplexity(Suite):
     data = "wikitext2-test"
     columns = "plain text, or a column `text`"
     chunk = 4
+    extra = ("context",)
 
     def __init__(self, source: str | None = None, *, context: int | None = None, piece: int = PIECE, **options: Any):
         super().__init__(source, **options)

@@ -1,0 +1,150 @@
+"""`quatrain compare`: models on the same questions, paired; or a leaderboard of all results in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+
+def compare(
+    *models: str,
+    suite: str | None = None,
+    limit: int | None = None,
+    shots: int | None = None,
+    max_new_tokens: int | None = None,
+    batch_size: int = 64,
+    output: str | None = None,
+    page: str | None = None,
+    fresh: bool = False,
+    json_lines: Annotated[bool, Parameter(name="--json")] = False,
+) -> int:
+    """Compare models, adapters, settings or quantizations on one suite; or list all results of a folder.
+
+    Both sides answer the same examples. Differences have paired bootstrap intervals, right and wrong answers McNemar's
+    test. With one folder and no suite: the leaderboard of the results of `quatrain evaluate` below it.
+
+    Parameters
+    ----------
+    models
+        Models (folders, runs, hub ids, http://HOST/v1#NAME), each perhaps with settings: MODEL@quantize=int8,shots=2.
+        Or one folder with results, such as runs.
+    suite
+        SUITE or SUITE:FILE, as for `quatrain evaluate`.
+    limit
+        How many examples to take from the beginning; all by default.
+    shots
+        Worked examples before each question.
+    max_new_tokens
+        The most tokens of an answer; the suite's own number by default.
+    batch_size
+        Answers that are computed together.
+    output
+        The folder of the stored answers; by default as for `quatrain evaluate`.
+    page
+        Write an HTML page to this file.
+    fresh
+        Ask everything anew, although answers are stored.
+    json_lines
+        Write one JSON object, for programs.
+    """
+    from quatrain.cli.output import show, show_json
+    from quatrain.core.errors import InputError
+    from quatrain.core.progress import SilentReporter, create_reporter
+    from quatrain.evaluation.compare import compare as compared
+    from quatrain.evaluation.compare import leaderboard
+
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit {limit}: must be at least 1")
+    if suite is None:
+        if len(models) != 1:
+            raise InputError("compare needs --suite NAME and at least two models, or one folder with results")
+        result = leaderboard(models[0])
+    else:
+        given = {"shots": shots, "max_new_tokens": max_new_tokens}
+        options = {name: value for name, value in given.items() if value is not None}
+        reporter = SilentReporter() if json_lines else create_reporter()
+        result = compared(models, suite, options=options, limit=limit, folder=output, batch_size=batch_size,
+                          reporter=reporter, fresh=fresh)  # fmt: skip
+    if page is not None:
+        from quatrain.evaluation.report.model_comparison import write_comparison
+
+        write_comparison(result, page)
+    if json_lines:
+        show_json(result)
+        return 0
+    (_show_board if suite is None else _show_comparison)(result)
+    if page is not None:
+        show(f"page: {page}")
+    return 0
+
+
+def _show_comparison(result: Mapping[str, Any]) -> None:
+    from quatrain.cli.output import show, show_marked, show_table
+    from quatrain.core.wording import format_bytes
+    from quatrain.evaluation.compare import verdict
+    from quatrain.evaluation.measures import shown
+
+    models = result["models"]
+    show(f"{result['suite']}: {result['title']}, {result['count']:,} examples")
+    names = list(dict.fromkeys(score["name"] for model in models for score in model["scores"]))
+    rows = []
+    for side in [*models, *result["baselines"]]:
+        own = {score["name"]: score for score in side["scores"]}
+        sizes, speed = side.get("size") or {}, side.get("speed") or {}
+        memory = format_bytes(sizes["bytes"]) if sizes.get("bytes") else ""
+        rate = f"{speed['examples_per_second']:.2f}" if speed else ""
+        rows.append((side["name"], *(shown(own[name]) if name in own else "" for name in names), memory, rate))
+    show_table(("model", *names, "memory", "examples/s"), rows)
+    for model in models:
+        for each in model["below"]:
+            show_marked(f"{model['name']}: {each['score']} is below {each['baseline']}", red=True)
+    for pair in result["pairs"]:
+        show(f"\n{pair['first']} minus {pair['second']}")
+        table = []
+        for score in pair["scores"]:
+            low, high = score["interval"]
+            p_value = "" if score["p_value"] is None else f"{score['p_value']:.3f}"
+            interval = f"{shown(score, low)} to {shown(score, high)}"
+            table.append((score["name"], shown(score), interval, p_value, verdict(score)))
+        show_table(("score", "difference", "95 % interval", "p", f"{pair['first']} is"), table)
+        if test := pair.get("mcnemar"):
+            show(f"right alone: {test['only_first']:,} and {test['only_second']:,} examples; McNemar's exact test: "
+                 f"p = {test['p_value']:.3f}")  # fmt: skip
+    apart = result["differing"]
+    show(f"\nThey differ on {apart['count']:,} of {apart['of']:,} examples.")
+    for example in apart["examples"][:3]:
+        show(f"{example['prompt']}\n  reference: {example['reference']}")
+        for model, answer in zip(models, example["answers"], strict=True):
+            show(f"  {model['name']}: {answer}")
+
+
+def _show_board(result: Mapping[str, Any]) -> None:
+    from quatrain.cli.output import show, show_marked
+    from quatrain.core.wording import format_bytes, text_table
+    from quatrain.evaluation.measures import shown
+
+    for board in result["suites"]:
+        show(board["suite"])
+        rows = []
+        for row in board["rows"]:
+            low, high = row["interval"]
+            memory = format_bytes(row["size"]["bytes"]) if row["size"].get("bytes") else ""
+            interval = f"{shown(row, low)} to {shown(row, high)}"
+            rows.append(
+                (row["name"], row["dtype"], row["metric"], shown(row), interval, memory, ", ".join(row["below"]))
+            )
+        columns = ("model", "weights", "score", "value", "95 % interval", "memory", "below")
+        metric = board["rows"][0]["metric"]
+        rows += [
+            (f"  {each['name']}", each["kind"], metric, shown(score), "", "", "")
+            for each in board["baselines"] for score in each["scores"] if score["name"] == metric
+        ]  # fmt: skip
+        lines = text_table(columns, rows).splitlines()
+        beaten = [bool(row[-1]) for row in rows]
+        for line, red in zip(lines, [False, False, *beaten], strict=True):
+            show_marked(line, red=red)
+        show()
+    for path in result["damaged"]:
+        show(f"left out, unreadable: {path}")

@@ -1,0 +1,61 @@
+"""Classic methods that scores are printed beside: fast to train, and hard to beat with little data.
+
+They are scikit-learn's (the extra `classic`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from quatrain.core.errors import InputError
+
+
+def tfidf_classifier(texts: Sequence[str], labels: Sequence[str], questions: Sequence[str]) -> list[str]:
+    """The labels that TF-IDF of words and logistic regression, trained on `texts`, give to `questions`.
+
+    Both with scikit-learn's defaults. Raises InputError where it is not installed.
+    """
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise InputError(
+            "TF-IDF with logistic regression needs scikit-learn, which is not installed. Install it with: "
+            "pip install 'quatrain[classic]'"
+        ) from error
+    words = TfidfVectorizer()
+    table = words.fit_transform(texts)
+    if len(set(labels)) < 2:
+        return [labels[0]] * len(questions)
+    model = LogisticRegression(max_iter=1000).fit(table, labels)
+    return [str(label) for label in model.predict(words.transform(questions))]
+
+
+def word_tags(sentences: Sequence[Sequence[str]], tags: Sequence[Sequence[str]]) -> dict[str, str]:
+    """The tag that each word has most often."""
+    counts: dict[str, Counter[str]] = {}
+    for words, own in zip(sentences, tags, strict=True):
+        for word, tag in zip(words, own, strict=True):
+            counts.setdefault(word, Counter())[tag] += 1
+    return {word: each.most_common(1)[0][0] for word, each in counts.items()}
+
+
+def bm25_rankings(documents: Mapping[str, str], questions: Sequence[str], depth: int) -> list[list[str]]:
+    """The ids of the `depth` best documents for each question by BM25.
+
+    Lucene's form, k1 1.5, b 0.75, without English stop words. Robertson & Zaragoza 2009; bm25s, Lù 2024 (arXiv
+    2407.03618). Raises InputError where bm25s is not installed.
+    """
+    try:
+        import bm25s
+    except ImportError as error:
+        raise InputError(
+            "BM25 needs bm25s, which is not installed. Install it with: pip install 'quatrain[rag]'"
+        ) from error
+    names = list(documents)
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize(list(documents.values()), stopwords="en", show_progress=False), show_progress=False)
+    asked = bm25s.tokenize(list(questions), stopwords="en", return_ids=False, show_progress=False)
+    places, _ = index.retrieve(asked, k=min(depth, len(names)), show_progress=False)
+    return [[names[place] for place in row] for row in places.tolist()]
