@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from quatrain.tasks.task import Task
 
 Selection = Literal["random", "balanced", "similar", "bm25"]
+DATABASES = (".sqlite", ".sqlite3", ".db")
+"""Files of databases, for which questions are generated."""
+GENERATED = 2000
+"""Questions that are generated for a database, to draw shots from."""
 
 
 @Parameter(name="*")
@@ -76,20 +81,27 @@ class PromptOptions:
             samples=self.votes, **more,
         )  # fmt: skip
 
-    def task(self, data: str, examples: int) -> Task[Any]:
+    @contextmanager
+    def task(self, data: str, examples: int) -> Iterator[Task[Any]]:
         """The task of the data, with the examples to draw from. Raises InputError."""
+        import tempfile
+
         from quatrain.core.settings import parse
         from quatrain.data.corpus import DataParts
         from quatrain.data.settings import DataSettings
+        from quatrain.runs.inputs import OWN_DATABASES
         from quatrain.tasks.prompting.texts import text_task
         from quatrain.tasks.task import generating_names
 
         if data in generating_names():
             named: dict[str, Any] = {"task": data}
+        elif data in OWN_DATABASES or data.endswith(DATABASES):
+            named = {"database": data, "examples": GENERATED}
         else:
             named = {"source": data} if self.pool is None else {"source": self.pool, "test": data}
         parts = DataParts(parse(DataSettings, named, what="the data"), self.seed)
-        return text_task(parts, folder=Path.cwd(), limit=examples)
+        with tempfile.TemporaryDirectory() as folder, text_task(parts, folder=Path(folder), limit=examples) as task:
+            yield task
 
 
 PROMPT_DEFAULTS = PromptOptions()
@@ -110,7 +122,7 @@ def preview(
     model
         A model folder, a run's folder or name, a hub id, or an endpoint http://HOST/v1#NAME.
     data
-        A file, a folder, a catalog name, or a task that generates its examples, such as arithmetic.
+        A file, a folder, a catalog name, a SQLite file, or what generates its examples: arithmetic, shop.
     number
         Which example to show, from 1.
     json_lines
@@ -124,7 +136,8 @@ def preview(
 
     prompts, opened = options.prompts(), open_model(model)
     with options.task(data, max(number, 1)) as task:
-        examples = [each for name in task.held_out for each in usable(task, task.held_out[name])]
+        shown_sets = [name for name in task.held_out if name not in task.hidden]
+        examples = [each for name in shown_sets for each in usable(task, task.held_out[name])]
         if not 1 <= number <= len(examples):
             raise InputError(f"--number {number}: must be from 1 to {len(examples):,}")
         pool = usable(task, task.splits.get("train", ())) if any(each.shots for each in prompts) else []
@@ -163,7 +176,7 @@ def compare(
     model
         A model folder, a run's folder or name, a hub id, or an endpoint http://HOST/v1#NAME.
     data
-        A file, a folder, a catalog name, or a task that generates its examples, such as arithmetic.
+        A file, a folder, a catalog name, a SQLite file, or what generates its examples: arithmetic, shop.
     examples
         How many examples of each set to ask about.
     out
@@ -205,8 +218,8 @@ def search(
     model
         A model folder, a run's folder or name, a hub id, or an endpoint http://HOST/v1#NAME.
     data
-        A file, a folder, a catalog name, or a task that generates its examples. Held-out examples are those of the
-        data; development examples are a share of --pool, or of the data.
+        A file, a folder, a catalog name, a SQLite file, or what generates its examples: arithmetic, shop. Development
+        examples are a share of --pool.
     examples
         How many development and held-out examples to ask about.
     out

@@ -173,6 +173,8 @@ def _expected(key: str) -> str:
         "preferences": "a file of preference pairs",
         "path": "a tokenizer.json or the folder of one",
         "folder": "a model folder",
+        "embedder": "a model folder of sentence embeddings",
+        "templates": "a TOML file of templates",
     }[last]
 
 

@@ -63,7 +63,7 @@ class StageSettings(Settings):
         return datasets
 
     def model_folders(self) -> dict[str, str]:
-        """The models that the stage's rewards name, by the place in its table: `{"rewards[0].folder": …}`."""
+        """Models and files that the stage reads, by the place in its table, such as `{"rewards[0].folder": …}`."""
         return {
             f"{name}[{number}].folder": folder
             for name in type(self).model_fields

@@ -40,6 +40,15 @@ def test_a_preview_shows_what_is_read(model, capsys):
     assert sum(large["parts"].values()) == large["tokens"] == len(large["ids"])
 
 
+@pytest.mark.slow
+def test_a_question_to_a_database_is_a_generated_one_and_leaves_no_file(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["prompt", "preview", model, "shop", "--templates", "sql", "--shots", "1", "--template", "plain",
+                 "--json"]) == 0  # fmt: skip
+    assert "SELECT" in json.loads(capsys.readouterr().out)["text"]
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
 def test_a_comparison_of_the_users_file(model, reviews, tmp_path, capsys):
     pool, asked = reviews
     words = ["prompt", "compare", model, asked, "--pool", pool, "--templates", "sentiment", "--template", "plain"]

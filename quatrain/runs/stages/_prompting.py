@@ -41,7 +41,9 @@ def run(settings: PromptingStage, context: StageContext) -> StageResult:
             for each in comparison.results:
                 _keep(each, named, context)
     result.extra["comparisons"] = tables
-    result.extra["side_by_side"] = [row for name in sets for row in _rows(task, sets[name], done[name])]
+    result.extra["side_by_side"] = [
+        row for name in sets if name not in task.hidden for row in _rows(task, sets[name], done[name])
+    ]
     for name, own in done.items():
         if name not in sets:
             continue

@@ -58,6 +58,11 @@ class PromptingStage(StageSettings):
     too_long: Literal["drop", "refuse"] = "drop"
     embedder: str | None = Field(default=None, min_length=1, description="a folder of sentence embeddings")
 
+    def model_folders(self) -> dict[str, str]:
+        """The embedder, and templates of the user's own: what the stage reads besides its data."""
+        files = {"embedder": self.embedder, "templates": self.templates}
+        return {name: path for name, path in files.items() if path and (name == "embedder" or path.endswith(".toml"))}
+
     def conflicts(self) -> Iterator[Problem]:
         if not self.prompts and self.search is None:
             yield Problem((), 'has neither prompts nor search; name prompts = [{ template = "plain" }], or a search')

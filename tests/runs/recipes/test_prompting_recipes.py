@@ -14,6 +14,7 @@ import quatrain
 from quatrain.core.errors import InputError
 from quatrain.core.progress import SilentReporter
 from quatrain.runs.folder import Run
+from quatrain.runs.inputs import check_inputs
 from quatrain.runs.recipe import load
 from quatrain.runs.stages.prompting import Selection
 from quatrain.tasks.prompting import prompt as prompts
@@ -45,6 +46,12 @@ def test_what_a_stage_must_have() -> None:
         load("dialogue-prompting", ["model.folder=none"])
     with pytest.raises(InputError, match=r"selection.*must be one of"):
         load("dialogue-prompting", ['stage.prompting.prompts.0.selection="near"'])
+    own = load("dialogue-prompting", ["stage.prompting.templates=none.toml", "stage.prompting.embedder=nowhere"])
+    with pytest.raises(InputError) as told:
+        check_inputs(own)
+    assert [problem.split(":")[0] for problem in told.value.problems] == [
+        "model.folder", "stage[0].embedder", "stage[0].templates",
+    ]  # fmt: skip
     recipe = load("dialogue-prompting", ["model.folder=none", "model.endpoint=http://localhost:1/v1#a"])
     assert recipe.model.endpoint is not None
 

@@ -19,7 +19,7 @@ from quatrain.models.transformer.stack import Model
 from quatrain.tasks.arithmetic.task import Arithmetic
 from quatrain.tasks.prompting.prompt import PromptScore, load_prompt, make_prompt, save_prompt, with_settings
 from quatrain.tasks.prompting.prompter import Prompter
-from quatrain.tasks.prompting.selection import Pool, ranking, same
+from quatrain.tasks.prompting.selection import Pool, embedder, ranking, same
 from quatrain.tasks.prompting.template import Template, fill, load_templates, template_names
 from quatrain.tasks.prompting.texts import TextLabels
 from quatrain.tasks.seq2seq import TextToText
@@ -173,6 +173,25 @@ def test_the_most_similar_shot_stands_next_to_the_question():
     assert near.questions[near.choose(ranking("similar", near), "great gnu", 2)[-1]] == "great fun"
     pytest.importorskip("bm25s")
     assert near.questions[near.choose(ranking("bm25", near), "the script", 2)[-1]] == "a bad script"
+
+
+def test_an_embedding_folder_gives_the_vectors(tmp_path, engine):
+    from quatrain.models.transformer.settings import ModelSettings
+
+    tokenizer = engine.tokenizer
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    settings = ModelSettings(family="bert", intermediate_size=48, max_position_embeddings=64, **sizes)
+    model = Model(settings.config(tokenizer.vocab_size, head="embedding", pad_token_id=0)).initialize(0)
+    tokenizer.save(tmp_path / "embed")
+    model_folder.save(model, tmp_path / "embed")
+    prompter = reviews(engine, shots=2, selection="similar", embedder=str(tmp_path / "embed"))
+    shots = prompter.build(REVIEWS[2]).shots
+    vectors = embedder(str(tmp_path / "embed"))([str(row.value["text"]) for row in REVIEWS])
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    nearest = [number for number in np.argsort(-(unit @ unit[2])).tolist() if number != 2]
+    assert list(shots) == nearest[:2][::-1]
+    with pytest.raises(InputError, match="give a folder of sentence embeddings"):
+        embedder(str(make_folder(tmp_path / "causal")))
 
 
 def test_similar_needs_vectors_and_bm25_says_how_it_is_installed(monkeypatch):
