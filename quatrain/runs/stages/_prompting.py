@@ -7,6 +7,7 @@ from typing import Any
 
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_metric
+from quatrain.evaluation.evaluate import spread
 from quatrain.evaluation.prompting import Comparison, KeptResults, PromptResult, compare, grid, search
 from quatrain.generation.endpoint import Endpoint
 from quatrain.generation.engine import Engine
@@ -141,8 +142,9 @@ def _notes(comparison: Comparison) -> Iterator[str]:
 
 def _rows(task: Task[Any], examples: Sequence[Any], own: Sequence[tuple[str, Comparison]]) -> Iterator[dict[str, Any]]:
     """Some examples with their references and the answers of all prompts and settings."""
-    step = max(1, len(examples) // SHOWN)
-    for place in range(0, len(examples), step)[:SHOWN]:
+    results = [result for _, comparison in own for result in comparison.results]
+    answered = [place for place in range(len(examples)) if any(result.texts[place] for result in results)]
+    for place in spread(answered, SHOWN):
         example = examples[place]
         references = task.references(example) if hasattr(task, "references") else [task.reference(example)]
         answers = [

@@ -132,7 +132,7 @@ def save_prompt(prompt: Prompt, path: str | Path, scores: tuple[PromptScore, ...
     place = user_path(path, "the prompt")
     with disk_errors(place):
         place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{place}.lock"):
+    with FileLock(place.parent / ".lock"):
         old: tuple[PromptScore, ...] = ()
         if place.exists():
             kept = load_prompt(place)

@@ -81,7 +81,8 @@ def test_dialogue_prompting_on_a_folder_and_on_an_endpoint(tmp_path: Path) -> No
     files = [load_prompt(path) for path in kept]
     assert len(files) == 4 and all(file.score[0].model == str(folder) for file in files)
     report = done.report.read_text(encoding="utf-8")
-    assert "Side by side with what people wrote" in report and "flan-1, 1 shot bm25" in report
+    assert "Side by side with what is expected" in report and "flan-1, 1 shot bm25" in report
+    assert "expected, 3 of 3" in report
     again = run("dialogue-prompting", tmp_path / "runs", f"model.folder={folder}", *small)
     assert again.results == done.results
 
