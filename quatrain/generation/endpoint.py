@@ -129,7 +129,7 @@ class Endpoint:
         self.url = self.url.rstrip("/")
         if self.key is None:
             self.key = os.environ.get(KEY) or None
-            if self.key is None and address.hostname == OPENAI_HOST:
+            if self.key is None and (address.scheme, address.hostname) == ("https", OPENAI_HOST):
                 self.key = os.environ.get(OPENAI_KEY) or None
         if offline() and address.hostname not in LOCAL_HOSTS:
             raise OfflineError(f"{self.url} needs the network, which QUATRAIN_OFFLINE forbids.")
@@ -354,7 +354,7 @@ class Endpoint:
             return InputError(f"{self.url} points elsewhere (status {status}); give the address itself. {message}")
         if status in (401, 403):
             return InputError(f"{self.url} refuses the key (status {status}); set {KEY}. It says: {message}")
-        if code == "context_length_exceeded" or "context length" in message:
+        if code == "context_length_exceeded" or "context length" in message or "context size" in message:
             return PromptTooLong(f"{self.url}: {message}")
         if status == 404:
             hint = f"an address mostly ends in /v1, and #NAME is the model's name (here {self.name})"

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from tiny_models import make_folder
 
 from quatrain.core.errors import InputError
@@ -272,6 +275,24 @@ def test_the_guard_keeps_what_fits_exactly_and_drops_one_token_earlier(engine):
     fitting.prompt = with_settings(fitting.prompt, too_long="refuse")
     with pytest.raises(InputError, match=rf"1 of 1 prompts do not fit.*\n.*{whole.tokens} tokens and {most + 1} new"):
         fitting.answer([REVIEWS[0]])
+
+
+@given(shots=st.integers(0, 5), new=st.integers(1, 399), length=st.integers(1, 420))
+@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_guard_drops_no_shot_too_many_and_cuts_nothing(engine, shots, new, length):
+    prompter = reviews(engine, shots=shots)
+    prompter.prompt = with_settings(prompter.prompt, decoding=Decoding(max_new_tokens=new))
+    (row,) = labelled(("x" * length, 1))
+    built = prompter.build(row)
+    assert built.tokens == len(prompter.reader.ids(built.content) or ()) and built.limit == 400
+    assert built.fits == (built.tokens + new <= 400) and len(built.shots) + built.dropped == shots
+    assert built.content[-1]["content"] == f"Review: {'x' * length}"  # type: ignore[index]
+    assert built.fits or not built.shots
+    if built.dropped:
+        prompter.prompt = with_settings(prompter.prompt, too_long="refuse")
+        whole = prompter._choose("x" * length)
+        one_more = prompter._content(row, prompter.fields(row), whole[-len(built.shots) - 1 :])[0]
+        assert len(prompter.reader.ids(one_more) or ()) + new > 400
 
 
 def test_a_question_that_does_not_fit_is_not_cut(engine, bart):
