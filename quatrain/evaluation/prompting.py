@@ -231,7 +231,7 @@ def compare(
     if not examples:
         raise InputError(f"{name}: there is no example to ask about")
     embedders: dict[str, Embed] = {}
-    results = []
+    results: list[PromptResult] = []
     for prompt in prompts:
         known = None if kept is None else kept.find(prompt, name, len(examples))
         before = len(results) * len(examples)
