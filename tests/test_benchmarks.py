@@ -41,6 +41,7 @@ QUICK = {
     "serving_speed.py": [],
     "dpo.py": [],
     "recurrent.py": [],
+    "lm_eval_speed.py": [],
 }
 PEERLESS = {"quickstart.py", "passes.py", "predictions.py", "plan_memory.py", "serving.py", "serving_speed.py",
             "preferences.py", "recurrent.py"}  # fmt: skip
