@@ -35,6 +35,8 @@ class SuiteOptions:
     """The folder of the results: by default `evaluations` in the model's run, or evaluations/MODEL."""
     fresh: bool = False
     """Ask everything anew, although answers are stored."""
+    fitting: bool = False
+    """Leave out examples that do not fit into the model's context, which are an error otherwise; the result says it."""
     judge: str | None = None
     """Of winrate: the model that judges, a folder, hub id or http://HOST/v1#NAME."""
     train: str | None = None
@@ -61,6 +63,7 @@ def opened(names: Sequence[str], options: SuiteOptions, max_new_tokens: int | No
 
     chat = False if options.no_chat else options.chat
     own: dict[str, Any] = {"shots": options.shots, "seed": options.seed, "chat": chat, "max_new_tokens": max_new_tokens}
+    own["fitting"] = options.fitting
     given = {name: value for name, value in {**more, "judge": options.judge, "train": options.train}.items() if value}
     suites: list[Suite] = []
     taken: set[str] = set()

@@ -88,7 +88,9 @@ class Suite(Task[Row]):
         seed: int = 0,
         chat: bool | None = None,
         max_new_tokens: int | None = None,
+        fitting: bool = False,
     ):
+        """`fitting` leaves out examples that do not fit into the model's context, which are an error otherwise."""
         super().__init__()
         self.source = source or self.data
         if self.source is None:
@@ -98,7 +100,7 @@ class Suite(Task[Row]):
             raise InputError(f"--shots {shots}: must be at least 0")
         if self.shots and self.examples_data is None:
             raise InputError(f"--shots {shots}: {self.name} takes no worked examples")
-        self.seed, self.chat, self.max_new_tokens = seed, chat, max_new_tokens
+        self.seed, self.chat, self.max_new_tokens, self.fitting = seed, chat, max_new_tokens, fitting
 
     # Data
 
@@ -237,6 +239,8 @@ class Suite(Task[Row]):
         known |= {"seed": self.seed, "chat": self.chat}
         if self.max_new_tokens is not None:
             known["max_new_tokens"] = self.max_new_tokens
+        if self.fitting:
+            known["fitting"] = True
         return known
 
 

@@ -75,10 +75,26 @@ def run_suite(
 
 
 def checked_rows(subject: Subject, suite: Suite, limit: int | None = None) -> list[Row]:
-    """The examples of a suite. Raises InputError for prompts that the model cannot read."""
+    """The examples of a suite. Raises InputError for prompts that the model cannot read, unless `suite.fitting`."""
     rows = suite.read(limit)
-    suite.check(subject, rows)
-    return rows
+    if not suite.fitting:
+        suite.check(subject, rows)
+        return rows
+    fitting = [row for row in rows if _fits(subject, suite, row)]
+    if not fitting:
+        suite.check(subject, rows)
+    if len(fitting) < len(rows):
+        suite.notes.append(f"{len(rows) - len(fitting):,} of {len(rows):,} examples do not fit into the model's context "
+                           "and are left out: this score is not that of the whole set")  # fmt: skip
+    return fitting
+
+
+def _fits(subject: Subject, suite: Suite, row: Row) -> bool:
+    try:
+        suite.check(subject, [row])
+    except InputError:
+        return False
+    return True
 
 
 def checked_suites(subject: Subject, suites: Sequence[Suite], limit: int | None = None) -> list[list[Row]]:

@@ -168,6 +168,18 @@ def test_a_prompt_that_does_not_fit_is_an_error(tmp_path):
         run_suite(subject, suite)
 
 
+def test_examples_that_do_not_fit_are_left_out_on_request(tmp_path):
+    place = questions(tmp_path / "q.jsonl", 3)
+    long = {"question": "How many? " * 30, "choices": ["one", "two"], "answer": 0}
+    place.write_text(place.read_text() + json.dumps(long) + "\n")
+    subject = LocalSubject(str(make_folder(tmp_path / "short", context=100)))
+    result = run_suite(subject, suite_class("choice")(str(place), fitting=True))
+    assert result["count"] == 3 and result["passport"]["suite"]["fitting"]
+    assert "1 of 4 examples do not fit" in result["notes"][0]
+    with pytest.raises(InputError, match="1 of 4"):
+        run_suite(subject, suite_class("choice")(str(place)))
+
+
 @pytest.mark.parametrize("chat", [False, True])
 def test_the_beginning_token_is_read_once(chat, tmp_path):
     """A tokenizer that adds its beginning token, and a template that writes it: the model reads one."""
