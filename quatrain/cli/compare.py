@@ -84,7 +84,7 @@ def _show_comparison(result: Mapping[str, Any]) -> None:
     from quatrain.cli.output import show, show_marked, show_table
     from quatrain.core.wording import format_bytes
     from quatrain.evaluation.compare import verdict
-    from quatrain.evaluation.measures import shown
+    from quatrain.evaluation.measures import shown, shown_interval
 
     models = result["models"]
     show(f"{result['suite']}: {result['title']}, {result['count']:,} examples")
@@ -104,9 +104,8 @@ def _show_comparison(result: Mapping[str, Any]) -> None:
         show(f"\n{pair['first']} minus {pair['second']}")
         table = []
         for score in pair["scores"]:
-            low, high = score["interval"]
             p_value = "" if score["p_value"] is None else f"{score['p_value']:.3f}"
-            interval = f"{shown(score, low)} to {shown(score, high)}"
+            interval = shown_interval(score)
             table.append((score["name"], shown(score), interval, p_value, verdict(score)))
         show_table(("score", "difference", "95 % interval", "p", f"{pair['first']} is"), table)
         if test := pair.get("mcnemar"):
@@ -123,15 +122,14 @@ def _show_comparison(result: Mapping[str, Any]) -> None:
 def _show_board(result: Mapping[str, Any]) -> None:
     from quatrain.cli.output import show, show_marked
     from quatrain.core.wording import format_bytes, text_table
-    from quatrain.evaluation.measures import shown
+    from quatrain.evaluation.measures import shown, shown_interval
 
     for board in result["suites"]:
         show(board["suite"])
         rows = []
         for row in board["rows"]:
-            low, high = row["interval"]
             memory = format_bytes(row["size"]["bytes"]) if row["size"].get("bytes") else ""
-            interval = f"{shown(row, low)} to {shown(row, high)}"
+            interval = shown_interval(row)
             rows.append(
                 (row["name"], row["dtype"], row["metric"], shown(row), interval, memory, ", ".join(row["below"]))
             )

@@ -124,21 +124,24 @@ def opened_model(model: str, options: SuiteOptions) -> Subject:
 
 
 def show_in_run(folder: Any) -> None:
-    """Writes the report of the run whose results these are anew; nothing for other models."""
+    """Writes the report and the model card of the run whose results these are anew; nothing for other models."""
     from pathlib import Path
 
     from quatrain.evaluation.report import write_report
+    from quatrain.evaluation.report.suites import FOLDER
+    from quatrain.runs.summary import update_card
 
     run = Path(folder).parent
-    if Path(folder).name == "evaluations" and (run / "run.json").is_file():
+    if Path(folder).name == FOLDER and (run / "run.json").is_file():
         write_report(run)
+        update_card(run)
 
 
 def show_result(result: Mapping[str, Any]) -> None:
     """A table of the scores beside the baselines; what a baseline beats is red on a terminal, and marked in words."""
     from quatrain.cli.output import show, show_marked
     from quatrain.core.wording import text_table
-    from quatrain.evaluation.measures import shown
+    from quatrain.evaluation.measures import shown, shown_interval
 
     show(f"{result['suite']}: {result['title']}, {result['count']:,} examples")
     beaten: dict[str, list[str]] = {}
@@ -147,10 +150,8 @@ def show_result(result: Mapping[str, Any]) -> None:
     names = [baseline["name"] for baseline in result["baselines"]]
     rows = []
     for score in result["scores"]:
-        low, high = score["interval"]
-        interval = f"{shown(score, low)} to {shown(score, high)}"
         own = [_of(baseline, score) for baseline in result["baselines"]]
-        rows.append((score["name"], shown(score), interval, *own))
+        rows.append((score["name"], shown(score), shown_interval(score), *own))
     table = text_table(("score", "value", "95 % interval", *names), rows).splitlines()
     for line in table[:2]:
         show(line)

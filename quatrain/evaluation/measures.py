@@ -267,14 +267,33 @@ def summary(measure: Measure, *, seed: int = 0) -> dict[str, Any]:
     }
 
 
+LOWER_IS_BETTER = ("loss", "perplexity", "bits", "ece", "error")
+"""Parts of the names of scores of which less is better."""
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether more of a score is better, by its name."""
+    return not any(word in name for word in LOWER_IS_BETTER)
+
+
 def is_below(value: float, baseline: float, *, higher_is_better: bool) -> bool:
     """Whether a score is worse than that of a baseline."""
     return value < baseline if higher_is_better else value > baseline
 
 
-def shown(entry: Mapping[str, Any], value: float | None = None) -> str:
-    """A value of a stored measure as people read it: a share in per cent, other numbers with three decimals."""
-    number = entry["value"] if value is None else value
+def shown(entry: Mapping[str, Any]) -> str:
+    """The value of a stored measure as people read it: a share in per cent, other numbers with three decimals."""
+    return shown_number(entry["value"], str(entry.get("unit", "")))
+
+
+def shown_interval(entry: Mapping[str, Any]) -> str:
+    """The interval of a stored measure; "–" where there is none."""
+    low, high = (shown_number(end, str(entry.get("unit", ""))) for end in entry["interval"])
+    return "–" if "–" in (low, high) else f"{low} to {high}"
+
+
+def shown_number(number: float | None, unit: str) -> str:
+    """A number of a measure in its unit."""
     if number is None or not math.isfinite(number):
         return "–"
-    return f"{100 * number:.1f} %" if entry.get("unit") == "%" else f"{number:,.3f}"
+    return f"{100 * number:.1f} %" if unit == "%" else f"{number:,.3f}"

@@ -84,8 +84,9 @@ def checked_rows(subject: Subject, suite: Suite, limit: int | None = None) -> li
     if not fitting:
         suite.check(subject, rows)
     if len(fitting) < len(rows):
-        suite.notes.append(f"{len(rows) - len(fitting):,} of {len(rows):,} examples do not fit into the model's context "
-                           "and are left out: this score is not that of the whole set")  # fmt: skip
+        left_out = len(rows) - len(fitting)
+        suite.notes.append(f"{left_out:,} of {len(rows):,} examples do not fit into the model's context and are left "
+                           "out: this score is not that of the whole set")  # fmt: skip
     return fitting
 
 

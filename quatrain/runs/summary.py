@@ -13,6 +13,8 @@ from quatrain.core.wording import format_bytes, format_duration, format_metric
 from quatrain.runs.folder import Run, free_name
 from quatrain.runs.recipe import load, recipe_names
 
+_SUITES = ("<!-- suites: begin -->", "<!-- suites: end -->")
+"""Around the card's section on suites, which `quatrain evaluate` writes anew."""
 _COLUMNS = {"validation_loss": "validation loss", "perplexity": "perplexity"}
 
 
@@ -40,6 +42,27 @@ def write_card(run: Run) -> None:
     """Write the final model's `README.md`: its data, method and scores."""
     if run.model is not None:
         write_text(run.model / "README.md", _card(run))
+        update_card(run.folder)
+
+
+def update_card(folder: Path) -> None:
+    """Write the section on suites into the card of a run's final model anew, and leave the rest of it."""
+    from quatrain.evaluation.report.suites import card_section, stored_results
+
+    card = folder / "model" / "README.md"
+    if not card.is_file():
+        return
+    own = (folder / "model").resolve()
+    results = [
+        result for result in stored_results(folder)[0]
+        if Path(result["passport"]["model"].get("folder") or "").resolve() == own
+    ]  # fmt: skip
+    before, _, rest = card.read_text(encoding="utf-8").partition(_SUITES[0])
+    after = rest.partition(_SUITES[1])[2]
+    section = card_section(results)
+    if section or rest:
+        marked = "\n".join([_SUITES[0], *section, _SUITES[1]])
+        write_text(card, f"{before.rstrip()}\n\n{marked}\n{after.lstrip()}")
 
 
 def score_table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -60,6 +83,23 @@ def score_table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[l
     if any(baselines):
         rows.insert(0, ["dumb baseline", *baselines, *("" for _ in extra)])
     return ["after", *sets, *(_COLUMNS[key] for key in extra)], rows
+
+
+def below_baseline(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each set on which the last evaluated model is worse than the dumb baseline by the main metric."""
+    from quatrain.evaluation.measures import higher_is_better, is_below
+
+    lines = []
+    last: Mapping[str, Any] = next((result for result in reversed(results) if result.get("scores")), {})
+    for name, metrics in (last.get("scores") or {}).items():
+        main = next((key for key, value in metrics.items() if key != "count" and value is not None), None)
+        baseline = ((last.get("baselines") or {}).get(name) or {}).get(main)
+        if main is None or not isinstance(baseline, int | float):
+            continue
+        if is_below(metrics[main], baseline, higher_is_better=higher_is_better(main)):
+            value, other = format_metric(main, metrics[main]), format_metric(main, baseline)
+            lines.append(f"{name}: {main.replace('_', ' ')} {value} is below the dumb baseline, {other}")
+    return lines
 
 
 def wrong_by_kind(results: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -108,6 +148,8 @@ def _scores(run: Run, reporter: Reporter) -> None:
     columns, rows = score_table(run.results)
     if rows:
         reporter.table("Scores", columns, rows)
+    for line in below_baseline(run.results):
+        reporter.warn(line)
     for line in wrong_by_kind(run.results):
         reporter.info(line)
 
@@ -219,6 +261,7 @@ def _card(run: Run) -> str:
     if rows:
         lines += ["## Scores", "", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
-        lines += ["", *(f"- {line}" for line in wrong_by_kind(run.results))]
+        lines += ["", *(f"- 🔴 {line}" for line in below_baseline(run.results))]
+        lines += [f"- {line}" for line in wrong_by_kind(run.results)]
         lines.append("")
     return "\n".join(lines)

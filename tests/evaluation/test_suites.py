@@ -286,3 +286,38 @@ def test_bad_input_is_refused_before_anything_runs(folder, tmp_path, capsys):
         assert main(["evaluate", str(folder), *words]) == 2
         assert capsys.readouterr().err.startswith("error: ")
     assert main(["evaluate"]) == 2 and "gsm8k" in capsys.readouterr().err
+
+
+# Reports and cards
+
+
+def test_the_report_and_the_card_of_a_run_show_its_suites(tmp_path, capsys):
+    """Scores below a baseline are red; the section is written anew, and the rest of the card stays."""
+    run = tmp_path / "run"
+    make_folder(run / "model", context=512)
+    (run / "run.json").write_text("{}")
+    (run / "recipe.toml").write_text('name = "mine"\n')
+    (run / "model" / "README.md").write_text("# mine\n\nText before.\n")
+    rows = [{"question": "Which?", "choices": ["x", "a much longer answer", "y"], "answer": 1}] * 5
+    place = tmp_path / "q.jsonl"
+    place.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for _ in range(2):
+        assert main(["evaluate", str(run), f"choice:{place}"]) == 0
+    capsys.readouterr()
+    card = (run / "model" / "README.md").read_text()
+    assert card.startswith("# mine\n\nText before.") and card.count("## Suites") == 1
+    assert "| acc | 🔴 0.0 % (below a baseline)" in card
+    page = (run / "report.html").read_text()
+    assert "<h2>Suites</h2>" in page and 'class="n beaten">0.0 %' in page and "longest answer" in page
+    (next((run / "evaluations").glob("choice-*.json"))).write_text('{"passport": {}, "scores": [1]}')
+    assert main(["evaluate", str(run), f"choice:{place}", "--limit", "4"]) == 0
+    assert "Unreadable" in (run / "report.html").read_text()
+
+
+def test_a_stage_below_its_dumb_baseline_is_marked():
+    from quatrain.runs.summary import below_baseline
+
+    scores = {"a": {"accuracy": 0.4, "count": 9}, "b": {"loss": 1.0}, "c": {"loss": 3.0}}
+    baselines = {"a": {"name": "x", "accuracy": 0.5}, "b": {"loss": 2.0}, "c": {"loss": 2.0}}
+    lines = below_baseline([{"scores": scores, "baselines": baselines}])
+    assert len(lines) == 2 and lines[0].startswith("a: accuracy 40.0%") and lines[1].startswith("c: loss 3.000")

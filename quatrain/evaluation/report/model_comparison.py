@@ -11,6 +11,7 @@ from quatrain.core.atomic import write_text
 from quatrain.evaluation.charts import Bar, bar_chart
 from quatrain.evaluation.compare import verdict
 from quatrain.evaluation.measures import shown as as_text
+from quatrain.evaluation.measures import shown_interval
 from quatrain.evaluation.report.wording import amount, clipped, shown, size
 
 PACKAGE = "quatrain.evaluation.report"
@@ -89,10 +90,9 @@ def _bar(name: str, score: Mapping[str, Any], mark: str) -> Bar | None:
 def _pair(pair: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for score in pair["scores"]:
-        low, high = score["interval"]
         rows.append({
             "name": score["name"], "value": as_text(score),
-            "interval": f"{as_text(score, low)} to {as_text(score, high)}",
+            "interval": shown_interval(score),
             "verdict": verdict(score), "p": "–" if score["p_value"] is None else f"{score['p_value']:.3f}",
         })  # fmt: skip
     test = pair.get("mcnemar")
@@ -129,10 +129,9 @@ def _board(board: Mapping[str, Any]) -> dict[str, Any]:
     for suite in board["suites"]:
         rows = []
         for row in suite["rows"]:
-            low, high = row["interval"]
             rows.append({
                 "name": row["name"], "dtype": row["dtype"], "metric": row["metric"], "value": as_text(row),
-                "interval": f"{as_text(row, low)} to {as_text(row, high)}", "below": ", ".join(row["below"]),
+                "interval": shown_interval(row), "below": ", ".join(row["below"]),
                 "memory": size(row["size"].get("bytes")), "created": row["created"][:10],
             })  # fmt: skip
         metric = suite["rows"][0]["metric"]

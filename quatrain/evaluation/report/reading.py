@@ -12,6 +12,8 @@ from typing import Any
 from quatrain.core.errors import InputError
 from quatrain.core.reading import parse_toml, read_bytes
 from quatrain.evaluation.charts import finite
+from quatrain.evaluation.report.suites import FOLDER as SUITES_FOLDER
+from quatrain.evaluation.report.suites import stored_results
 
 MOST_BYTES = 256 * 1024 * 1024
 """The largest result of a stage that is read."""
@@ -133,6 +135,9 @@ class RunRecord:
     stages: list[StageRecord] = field(default_factory=list)
     updated: datetime | None = None
     damaged: list[str] = field(default_factory=list)
+    folder: Path = Path()
+    suites: list[dict[str, Any]] = field(default_factory=list)
+    """Results of suites on the run's models."""
 
     @property
     def finished(self) -> bool:
@@ -151,10 +156,12 @@ def read_run(folder: Path) -> RunRecord:
         raise InputError(
             f"{folder} is not a run: it has no recipe.toml, metrics.jsonl or stages/. Give the folder of a run."
         )
-    run = RunRecord(name=folder.resolve().name)
+    run = RunRecord(name=folder.resolve().name, folder=folder)
     _read_recipe(run, parts[0])
     newest = _read_stages(run, parts[2])
     _read_metrics(run, parts[1])
+    run.suites, damaged = stored_results(folder)
+    run.damaged += [f"{SUITES_FOLDER}/{name}" for name in damaged]
     run.stages.sort(key=lambda stage: stage.name)
     if newest:
         run.updated = datetime.fromtimestamp(newest, tz=UTC)

@@ -5,7 +5,7 @@ Each function returns plain data for the template, or None for an empty section.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quatrain.evaluation.charts import (
@@ -20,12 +20,14 @@ from quatrain.evaluation.charts import (
     smooth,
     thin,
 )
+from quatrain.evaluation.measures import higher_is_better, is_below
 from quatrain.evaluation.report.aligning import alignments, is_watched
 from quatrain.evaluation.report.comparing import comparisons
 from quatrain.evaluation.report.figures import figures
 from quatrain.evaluation.report.learning import confusions, memory, training_samples
 from quatrain.evaluation.report.reading import Curve, RunRecord, StageRecord
 from quatrain.evaluation.report.samples import samples
+from quatrain.evaluation.report.suites import suites
 from quatrain.evaluation.report.wording import amount, duration, interval, is_share, metric, plain, size
 
 _POINTS = 600
@@ -46,6 +48,7 @@ def page(run: RunRecord) -> dict[str, Any]:
         "figures": figures(run.stages, names),
         "scores": _scores(run, names),
         "kinds": _kinds(run, names),
+        "suites": suites(run.suites, run.folder),
         "alignments": alignments(run.stages, names),
         "comparisons": comparisons(run.stages, names),
         "training_samples": training_samples(run.stages, names),
@@ -233,9 +236,17 @@ def _scores(run: RunRecord, names: dict[str, str]) -> dict[str, Any] | None:
         charts.append({"name": held_out, "note": note, "chart": _score_chart(having, held_out, main, names)})
         for key in dict.fromkeys(key for stage in having for key in stage.scores[held_out] if key != "count"):
             values = [stage.scores.get(held_out, {}).get(key) for stage in scored]
-            cells = [metric(key, value) for value in (baseline.get(key), *values)]
+            cells = [{"text": metric(key, value), "below": _is_beaten(key, value, baseline)} for value in values]
+            cells.insert(0, {"text": metric(key, baseline.get(key)), "below": False})
             rows.append({"set": held_out, "metric": plain(key), "values": cells})
     return {"charts": charts, "stages": ["dumb baseline", *(names[stage.name] for stage in scored)], "rows": rows}
+
+
+def _is_beaten(key: str, value: float | None, baseline: Mapping[str, float]) -> bool:
+    """Whether the dumb baseline has a better value."""
+    if value is None or key not in baseline:
+        return False
+    return is_below(value, baseline[key], higher_is_better=higher_is_better(key))
 
 
 def _kinds(run: RunRecord, names: dict[str, str]) -> dict[str, Any] | None:
