@@ -7,7 +7,7 @@ take both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -220,6 +220,41 @@ class Network(ClassicModel):
 
     def learn_words(self, texts: Iterable[Sequence[int]]) -> None:
         """Takes over the frequent words of texts of token ids, if the model has an embedding of words."""
+
+    def start_from_vectors(self, words: Sequence[str], vectors: Tensor, encode: Callable[[str], Sequence[int]]) -> int:
+        """Puts vectors (N, C) of words into the embedding, and returns how many of its rows they are.
+
+        `encode` gives the tokens of a word; words of several tokens have no row. Raises InputError for vectors of
+        another width.
+        """
+        table = self.vector_table
+        if vectors.shape[1] != table.weight.shape[1]:
+            raise InputError(
+                f"vectors: {vectors.shape[1]} wide, and the embedding has {table.weight.shape[1]}; set "
+                f"{self.vector_size} = {vectors.shape[1]}."
+            )
+        rows: dict[int, int] = {}
+        for number, word in enumerate(words):
+            row = self.vector_row(encode(word))
+            if row is not None:
+                rows.setdefault(row, number)
+        with torch.no_grad():
+            places, numbers = (torch.tensor(list(side), dtype=torch.long) for side in (rows.keys(), rows.values()))
+            table.weight[places] = vectors[numbers].to(table.weight)
+        return len(rows)
+
+    vector_size: ClassVar[str] = "model.classic.embedding_size (or model.hidden_size)"
+    """The setting of the width of what `start_from_vectors` fills."""
+
+    @property
+    def vector_table(self) -> nn.Embedding:
+        """The embedding that word vectors go into."""
+        table: nn.Embedding = self.embed_tokens
+        return table
+
+    def vector_row(self, ids: Sequence[int]) -> int | None:
+        """The row of this embedding for a word of these tokens; None if it has none."""
+        return ids[0] if len(ids) == 1 else None
 
     def describe(self) -> dict[str, Any]:
         """The parameters, and every choice of the configuration that differs from its default."""

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from quatrain.core.errors import InputError
 from quatrain.core.settings import Listing
 from quatrain.models.classic._network import NetworkConfig, lengths_of
 
@@ -77,6 +78,15 @@ class TokenReader(nn.Module):
     def forward(self, input_ids: Tensor, segments: Tensor | None) -> Read:
         """input_ids (B, T); segment 0 is padding."""
         return Read(self.embed_tokens(input_ids), lengths_of(input_ids, segments))
+
+    @property
+    def vector_table(self) -> nn.Embedding:
+        """The embedding that word vectors go into."""
+        return self.embed_tokens
+
+    def vector_row(self, ids: Sequence[int]) -> int | None:
+        """The row of a word of these tokens; None for a word of several tokens."""
+        return ids[0] if len(ids) == 1 else None
 
     def learn_words(self, texts: Iterable[Sequence[int]]) -> None:
         """Nothing: every token has a row of its own."""
@@ -196,6 +206,21 @@ class WordReader(nn.Module):
             # Words become unknown at times, so that the unknown word has a vector and characters have to be read.
             own = own.masked_fill(torch.rand(own.shape, device=own.device) < self.config.dropout / 2, UNKNOWN)
         return torch.cat((vectors, self.embed_words(own)), dim=-1)
+
+    @property
+    def vector_table(self) -> nn.Embedding:
+        """The embedding of frequent words. Raises InputError for a reader without one."""
+        if self.embed_words is None:
+            raise InputError("vectors: words have no embedding of their own; set model.classic.word_vocab_size.")
+        return self.embed_words
+
+    def vector_row(self, ids: Sequence[int]) -> int | None:
+        """The row of a frequent word of these tokens; None for any other word."""
+        if not len(ids):
+            return None
+        spans = self.spans(torch.tensor([list(ids)]), None)
+        row = int(self.table.indices(spans.hashes)[0, 0])
+        return row or None
 
     def learn_words(self, texts: Iterable[Sequence[int]]) -> None:
         """Takes over the frequent words of texts of token ids, unless words have been learned before."""

@@ -48,6 +48,15 @@ class RecurrentEncoder(CRFTags):
         """The embedding of tokens."""
         return self.reader.embed_tokens
 
+    vector_size: ClassVar[str] = "model.classic.word_size (with words), or embedding_size"
+
+    @property
+    def vector_table(self) -> nn.Embedding:
+        return self.reader.vector_table
+
+    def vector_row(self, ids: Sequence[int]) -> int | None:
+        return self.reader.vector_row(ids)
+
     def learn_words(self, texts: Iterable[Sequence[int]]) -> None:
         self.reader.learn_words(texts)
 

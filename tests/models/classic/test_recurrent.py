@@ -352,6 +352,28 @@ def test_frequent_words_get_an_embedding_of_their_own():
     )
 
 
+def test_word_vectors_fill_the_rows_of_their_words():
+    vectors = torch.arange(24, dtype=torch.float32).view(3, 8)
+    model = MODELS["text-cnn"]()
+    encode = {"one": [5], "two": [6, 7], "three": [9]}.__getitem__
+    before = model.embed_tokens.weight[6].clone()
+    assert model.start_from_vectors(["one", "two", "three"], vectors, encode) == 2
+    assert torch.equal(model.embed_tokens.weight[5], vectors[0])
+    assert torch.equal(model.embed_tokens.weight[9], vectors[2])
+    assert torch.equal(model.embed_tokens.weight[6], before)
+    with pytest.raises(InputError, match="7 wide, and the embedding has 8; set model"):
+        model.start_from_vectors(["one"], vectors[:1, :7], encode)
+    fixed = TextCNN(TextCNNConfig(vocab_size=40, hidden_size=8, labels=["a", "b"], vectors="static"))
+    assert not fixed.embed_tokens.weight.requires_grad
+
+    words = tagger(words=True, boundary_token_ids=[2], word_vocab_size=3, word_size=8)
+    words.learn_words([[6, 7, 2, 6, 7, 2, 5, 2, 5]])
+    assert words.start_from_vectors(["one", "two", "three"], vectors, encode) == 2
+    spans = words.reader.spans(torch.tensor([[6, 7, 2, 5, 2, 9]]), None)
+    rows = words.reader.embed_words(words.reader.table.indices(spans.hashes))[0]
+    assert torch.equal(rows[0], vectors[1]) and torch.equal(rows[1], vectors[0])
+
+
 def test_wrong_ids_and_heads_are_refused():
     with pytest.raises(InputError, match="vocabulary of 40"):
         language_model()(torch.tensor([[40]]))
