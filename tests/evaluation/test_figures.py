@@ -10,6 +10,7 @@ from quatrain.evaluation.evaluate import bleu_by_length
 from quatrain.evaluation.inspection.contextual import contextual_picture, occurrences
 from quatrain.evaluation.report.figures import DRAWN, figures
 from quatrain.evaluation.report.reading import StageRecord
+from quatrain.evaluation.report.sections import _ngram
 from quatrain.models.classic.elmo import Elmo, ElmoConfig
 from quatrain.models.classic.recurrent import RecurrentLM, RecurrentLMConfig
 
@@ -73,3 +74,15 @@ def test_a_word_is_found_in_its_sentences():
     plain = RecurrentLM(RecurrentLMConfig(vocab_size=28)).initialize(0)
     with pytest.raises(InputError, match="gives words no vectors"):
         occurrences(plain, encode, sentences, "play")
+
+
+@pytest.mark.parametrize(
+    ("own", "words"), [(1.4, "0.120 above the model's"), (1.6, "it still wins"), (None, None), ("x", None)]
+)
+def test_the_counted_model_to_beat_is_named(own, words):
+    counted = {"order": 7, "loss": 1.52, "seconds": 3.0}
+    notes = _ngram(StageRecord("01-x", "x", result={"ngram": counted, "validation_loss": own}))
+    assert len(notes) == (words is not None)
+    if words is not None:
+        assert words in notes[0] and notes[0].startswith("a 7-gram")
+    assert _ngram(StageRecord("01-x", "x", result={"ngram": {"loss": "?"}, "validation_loss": 1.0})) == []

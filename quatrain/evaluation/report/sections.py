@@ -13,6 +13,7 @@ from quatrain.evaluation.charts import (
     Series,
     Slice,
     bar_chart,
+    finite,
     line_chart,
     ordered_mark,
     robust_range,
@@ -58,8 +59,23 @@ def page(run: RunRecord) -> dict[str, Any]:
         "models": _models(run, names),
         "cost": _cost(run, names),
         "memory": memory(run.stages, names),
-        "notes": [(names[stage.name], note) for stage in run.stages for note in stage.notes],
+        "notes": [(names[stage.name], note) for stage in run.stages for note in (*_ngram(stage), *stage.notes)],
     }
+
+
+def _ngram(stage: StageRecord) -> list[str]:
+    """The counted model that a language model has to beat, named with its loss; nothing for other stages."""
+    counted, own = stage.result.get("ngram"), stage.number("validation_loss")
+    if not isinstance(counted, dict) or own is None or (loss := finite(counted.get("loss"))) is None:
+        return []
+    order, seconds = finite(counted.get("order")) or 0, finite(counted.get("seconds")) or 0
+    verdict = (
+        f"{loss - own:.3f} above the model's" if loss > own else f"{own - loss:.3f} below the model's: it still wins"
+    )
+    return [
+        f"a {order:.0f}-gram with modified Kneser-Ney smoothing, counted in {seconds:.1f} s from the same tokens, has "
+        f"the loss {loss:.3f} on the text held out, {verdict}"
+    ]
 
 
 def labels(stages: Sequence[StageRecord]) -> dict[str, str]:

@@ -97,12 +97,6 @@ def compare(settings: PretrainStage, context: StageContext, job: TrainingJob, re
         counted = NgramModel.fit(learned.tokens, job.tokenizer.vocab_size, order, "modified_kneser_ney")
         loss = text_loss(counted, held_out.tokens, context=1).loss  # type: ignore[arg-type]
         seconds = time.perf_counter() - began
-        own = result.validation_loss
-        verdict = "" if own is None else f"; the model's {own:.3f} is {'below' if own < loss else 'above'} it"
-        result.notes.append(
-            f"a {order}-gram with modified Kneser-Ney smoothing, counted in {seconds:.1f} s from the same tokens, has "
-            f"the loss {loss:.3f}{verdict}"
-        )
         result.extra["ngram"] = {"order": order, "loss": loss, "seconds": seconds}
     if (figure := reach_figure(job.model, held_out)) is not None:
         result.extra["figures"] = [figure]
