@@ -1,12 +1,14 @@
 """Classic methods that scores are printed beside: fast to train, and hard to beat with little data.
 
-They are scikit-learn's (the extra `classic`).
+TF-IDF and the linear model are scikit-learn's (the extra `classic`), BM25 is bm25s' (`rag`), n-grams are ours.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from quatrain.core.errors import InputError
 
@@ -59,3 +61,20 @@ def bm25_rankings(documents: Mapping[str, str], questions: Sequence[str], depth:
     asked = bm25s.tokenize(list(questions), stopwords="en", return_ids=False, show_progress=False)
     places, _ = index.retrieve(asked, k=min(depth, len(names)), show_progress=False)
     return [[names[place] for place in row] for row in places.tolist()]
+
+
+def ngram_losses(learned: bytes, texts: Sequence[bytes], order: int) -> list[float]:
+    """The loss of each text in nats, by a byte n-gram model with modified Kneser-Ney smoothing of `learned`.
+
+    Every byte is predicted; the first ones of a text follow a byte that UTF-8 never has.
+    """
+    from quatrain.models.classic.ngram import NgramModel
+
+    begin = 255
+    ids = np.frombuffer(bytes([begin]) + learned, dtype=np.uint8).astype(np.int64)
+    model = NgramModel.fit(ids, 256, order, bos_token_id=begin)
+    losses = []
+    for text in texts:
+        own = np.frombuffer(bytes([begin]) + text, dtype=np.uint8).astype(np.int64)
+        losses.append(float(-model.token_log_probs(own, 1).sum()))
+    return losses

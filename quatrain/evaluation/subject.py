@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from quatrain.core.errors import InputError
 from quatrain.core.reading import sha256_of
@@ -145,9 +146,12 @@ class LocalSubject:
         return bool(getattr(self.tokenizer, "chat_templates", None))
 
     def description(self) -> dict[str, Any]:
-        config, weight = self.network.config, self.network.embed_tokens.weight
+        config = self.network.config
         known: dict[str, Any] = {"model": self.name, "family": config.family, "head": config.head}
-        known |= {"dtype": str(weight.dtype).removeprefix("torch."), "device": weight.device.type}
+        # A model of counts has no parameters, only tables.
+        tensors = (*self.network.parameters(), *self.network.buffers())
+        dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+        known |= {"dtype": str(dtype).removeprefix("torch."), "device": str(self.network.device.type)}
         if self.quantize:
             known["quantize"] = self.quantize
         if (tokens := getattr(self.tokenizer, "fingerprint", None)) is not None:

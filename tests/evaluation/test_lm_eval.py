@@ -95,6 +95,17 @@ def test_scores_are_those_of_the_hugging_face_backend(places, name, shots):
         assert [sample["output"] for sample in ours["samples"]] == answers and len(set(answers)) > 1
 
 
+@pytest.mark.slow
+def test_our_suite_of_choices_counts_as_lm_eval(places):
+    """The same prompt and answers: acc and acc_norm are lm-eval's."""
+    theirs = of_hugging_face(places, "choice", 0)["results"]["tiny_choice"]
+    ours = run_suite(
+        LocalSubject(str(places["model"])), suite_class("choice")(str(places["model"].parent / "rows.jsonl"))
+    )
+    found = {score["name"]: score["value"] for score in ours["scores"]}
+    assert (found["acc"], found["acc_norm"]) == pytest.approx((theirs["acc,none"], theirs["acc_norm,none"]))
+
+
 def test_a_prompt_that_lm_eval_would_cut_is_an_error(places, tmp_path):
     suite = suite_class("lm-eval")(str(places["writing"]), shots=9)
     with pytest.raises(InputError, match="would cut them"):

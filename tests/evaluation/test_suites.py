@@ -288,6 +288,56 @@ def test_bad_input_is_refused_before_anything_runs(folder, tmp_path, capsys):
     assert main(["evaluate"]) == 2 and "gsm8k" in capsys.readouterr().err
 
 
+# Other models
+
+
+def test_an_endpoint_scores_as_the_engine_behind_it(folder, tmp_path):
+    pytest.importorskip("fastapi")
+    from serving_setup import running
+
+    from quatrain.evaluation.subject import subject_of
+
+    chosen = suite_class("choice")(str(questions(tmp_path / "q.jsonl", 4)))
+    (tmp_path / "sums.jsonl").write_text('{"question": "2 and 2?", "answer": "#### 4"}\n' * 3)
+    written = suite_class("gsm8k")(str(tmp_path / "sums.jsonl"), shots=0, chat=False, max_new_tokens=8)
+    local = LocalSubject(str(folder))
+    with running([str(folder)]) as server:
+        remote = subject_of(f"{server.address}/v1")
+        for suite in (chosen, written):
+            rows = suite.read()
+            here, there = suite.ask(local, rows), suite.ask(remote, rows)
+            if suite is chosen:
+                for one, other in zip(here, there, strict=True):
+                    assert one["logprobs"] == pytest.approx(other["logprobs"], abs=1e-3)
+            else:
+                assert [each["text"] for each in here] == [each["text"] for each in there]
+            result = run_suite(remote, suite)
+            assert result["passport"]["model"]["endpoint"] == f"{server.address}/v1"
+        with pytest.raises(InputError, match="first tokens"):
+            suite_class("perplexity")(str(tmp_path / "sums.jsonl")).ask(remote, [Row("1", "a text")])
+
+
+def test_a_model_of_counts_is_measured_too(tmp_path):
+    """An n-gram model of characters: bits per byte by its own probabilities, beside n-grams of the training text."""
+    from quatrain.models.classic.ngram import NgramModel
+    from quatrain.models.io import model_folder
+    from quatrain.tokenizers.tokenizer import Tokenizer
+
+    text = "the cat sat on the mat. the dog sat on the cat. " * 20
+    tokenizer = Tokenizer.train([text], kind="char", eos="<|e|>")
+    ids = tokenizer.encode(text)
+    model = NgramModel.fit(ids, tokenizer.vocab_size, 3, eos_token_id=tokenizer.eos_id)
+    tokenizer.save(tmp_path / "ngram")
+    model_folder.save(model, tmp_path / "ngram")
+    (tmp_path / "t.txt").write_text(text)
+    suite = suite_class("perplexity")(str(tmp_path / "t.txt"), train=str(tmp_path / "t.txt"))
+    result = run_suite(LocalSubject(str(tmp_path / "ngram")), suite)
+    expected = -float(model.token_log_probs([tokenizer.eos_id, *ids], 1).sum()) / math.log(2) / len(text)
+    assert result["scores"][0]["value"] == pytest.approx(expected, rel=1e-4)
+    assert result["baselines"][2]["name"].startswith("n-grams of 6 bytes")
+    assert result["baselines"][2]["scores"][0]["value"] < result["baselines"][0]["scores"][0]["value"]
+
+
 # Reports and cards
 
 

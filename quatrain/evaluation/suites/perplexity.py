@@ -17,12 +17,17 @@ import numpy as np
 
 from quatrain.core.errors import InputError
 from quatrain.data.records import Row
+from quatrain.evaluation.classics import ngram_losses
 from quatrain.evaluation.measures import Measure
 from quatrain.evaluation.subject import Subject
 from quatrain.evaluation.suite import Baseline, Output, Suite, raw_rows
 
 PIECE = 100_000
 """Characters of a document that are an example: long texts are cut, so that they can be resumed and resampled."""
+WIKITEXT_TRAIN = "wikitext2-valid"
+"""WikiText-2's own training part is not in the catalog."""
+ORDER = 6
+"""The length of the n-grams of bytes."""
 TEXT_COLUMNS = ("text", "content", "document")
 
 
@@ -35,11 +40,21 @@ class Perplexity(Suite):
     data = "wikitext2-test"
     columns = "plain text, or a column `text`"
     chunk = 4
-    extra = ("context",)
+    extra = ("context", "train")
 
-    def __init__(self, source: str | None = None, *, context: int | None = None, piece: int = PIECE, **options: Any):
+    def __init__(
+        self,
+        source: str | None = None,
+        *,
+        context: int | None = None,
+        train: str | None = None,
+        piece: int = PIECE,
+        **options: Any,
+    ):
+        """`train` is a text for the n-gram model that stands beside the score; WikiText-2's is its validation part."""
         super().__init__(source, **options)
         self.context, self.piece = context, piece
+        self.train = train or (WIKITEXT_TRAIN if self.source == self.data else None)
 
     def parse(self, value: Mapping[str, Any]) -> str:
         if isinstance(value, str):
@@ -67,7 +82,7 @@ class Perplexity(Suite):
                 yield Row(f"{row.place}, character {start}", text[start : start + self.piece])
 
     def settings(self) -> dict[str, Any]:
-        return super().settings() | {"context": self.context, "piece": self.piece}
+        return super().settings() | {"context": self.context, "piece": self.piece, "train": self.train}
 
     def ask(self, subject: Subject, rows: Sequence[Row]) -> list[Output]:
         return [
@@ -105,7 +120,20 @@ class Perplexity(Suite):
         return [
             Baseline("frequencies of the text's bytes", unigram),
             Baseline("xz -9, a compressor", compressed, is_classic=True),
+            *self._ngram(data),
         ]
+
+    def _ngram(self, data: Sequence[bytes]) -> list[Baseline]:
+        """An n-gram model of bytes with modified Kneser-Ney smoothing, trained on `train`."""
+        if self.train is None:
+            return []
+        learned = "".join(self.parse(row.value) for row in raw_rows(self.train)).encode("utf-8", "surrogatepass")
+        losses = ngram_losses(learned, data, ORDER)
+        outputs = [{"nats": loss} for loss in losses]
+        return [Baseline(f"n-grams of {ORDER} bytes, trained on {self.train}", outputs, is_classic=True)]
+
+    def sources(self) -> list[str]:
+        return [*super().sources(), *([self.train] if self.train else [])]
 
     def shown(self, row: Row, output: Output) -> str:
         return f"{output['nats']:.1f} nats"
