@@ -240,6 +240,9 @@ def heat_chart(rows: Sequence[str], columns: Sequence[str], values: Sequence[Seq
         return _empty_chart(label, 300, 100)
     names, heads = ([shorten(text, LONGEST_LABEL) for text in side] for side in (rows, columns))
     cell, left = 22.0, 12 + _CHARACTER * max(map(len, names))
+    # The page stretches a chart to its card: a small table of cells gets room at both sides instead.
+    width = max(620.0, left + cell * len(columns) + 10)
+    left += max(0.0, width - left - cell * len(columns) - 10) / 2
     top = 12 + _CHARACTER * max(map(len, heads))
     body = []
     for number, text in enumerate(heads):
@@ -258,7 +261,7 @@ def heat_chart(rows: Sequence[str], columns: Sequence[str], values: Sequence[Seq
                 f'<rect class="heat" x="{left + column * cell:.1f}" y="{y:.1f}" width="{cell - 1:.1f}" '
                 f'height="{cell - 1:.1f}" fill-opacity="{share:.3f}"><title>{escaped(title)}</title></rect>'
             )
-    return _svg(label, left + cell * len(columns) + 10, top + cell * len(rows) + 10, body)
+    return _svg(label, width, top + cell * len(rows) + 10, body)
 
 
 def histogram(
