@@ -73,12 +73,16 @@ class TaskOptions:
     """Answers: the most tokens of one."""
     max_seq_len: int | None = None
     """Answers: the most tokens of a window with its question."""
+    max_question_len: int | None = None
+    """Answers: read so many tokens of the question."""
     handle_impossible_answer: bool = False
     """Answers: "no answer" is possible."""
     threshold: float | None = None
     """Answers: how much likelier "no answer" must be than the best answer, in nats."""
     targets: tuple[TextArgument, ...] = ()
     """Masks: score this word alone; may be given several times."""
+    normalize: bool | None = None
+    """Vectors: give them length 1, whatever the model says."""
     prompt_name: str | None = None
     """Vectors: the prompt of the model's own that stands before each text, such as query."""
     prompt: TextArgument | None = None
@@ -93,8 +97,16 @@ class TaskOptions:
     """The same as --prefix, under the name that recipes have."""
     truncation: bool = False
     """Texts: shorten a source that exceeds the model's context, instead of an error."""
+    src_lang: str | None = None
+    """Translations: the language of the texts, for a model of several."""
+    tgt_lang: str | None = None
+    """Translations: the language of the translations."""
+    until: Literal["line", "block", "none"] | None = None
+    """Code: where a completion ends."""
     return_full_text: bool | None = None
     """Generated texts: repeat the prompt."""
+    schema_prompt: bool | None = None
+    """Tables: show the model the tables before each question."""
     db: Path | None = None
     """Tables: the SQLite database that is asked; the inputs are questions."""
     table: Path | None = None

@@ -43,6 +43,13 @@ class ApiError(Exception):
         """The error in OpenAI's form."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
+    def inference_body(self) -> dict[str, Any]:
+        """The error in the form of Hugging Face's inference API."""
+        kind = {429: "overloaded", 503: "overloaded"}.get(
+            self.status, "validation" if self.status < 500 else "generation"
+        )
+        return {"error": self.message, "error_type": kind}
+
     def anthropic_body(self) -> dict[str, Any]:
         """The error in Anthropic's form."""
         kind = {"server_error": "api_error"}.get(self.type, self.type)

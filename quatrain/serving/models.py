@@ -33,8 +33,12 @@ from quatrain.serving.errors import ApiError, busy
 from quatrain.serving.metrics import Metrics
 from quatrain.serving.settings import ServerSettings
 from quatrain.serving.worker import Worker
+from quatrain.tasks.pipelines import Pipeline, Subject, pipeline
 
 logger = logging.getLogger("quatrain.serving")
+
+PLACEHOLDER = "dummy"
+"""The model that huggingface_hub's InferenceClient names where it is given an address alone."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,23 @@ class LoadOptions:
 
 @dataclass
 class Loaded:
-    """A model in memory: with a worker if it generates, and with the head `embedding` if it embeds."""
+    """A model in memory: with a worker if it generates."""
 
     model: Model
     tokenizer: Any
     worker: Worker | None
     bytes: int
-    embedding: threading.Lock = field(default_factory=threading.Lock)
-    """Held while texts are embedded."""
+    subject: Subject
+    """The same model for pipelines."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a pipeline runs the model."""
+    pipelines: dict[str, Pipeline] = field(default_factory=dict)
+
+    def pipeline(self, task: str) -> Pipeline:
+        """The pipeline of a task. Raises InputError for an unknown task, and for a model of another head."""
+        if task not in self.pipelines:
+            self.pipelines[task] = pipeline(task, self.subject)
+        return self.pipelines[task]
 
     @property
     def engine(self) -> Engine:
@@ -76,7 +89,8 @@ class Loaded:
         if self.worker is None:
             raise ApiError(
                 400,
-                f"This model has the head {self.model.config.head}, which does not generate text; use /v1/embeddings.",
+                f"This model has the head {self.model.config.head}, which does not generate text; use /v1/embeddings "
+                "or /pipeline/TASK.",
                 param="model",
             )
         return self.worker
@@ -163,6 +177,8 @@ class ModelRegistry:
 
     def find(self, name: str | None) -> tuple[ModelEntry, str | None]:
         """The model of a name and its adapter. Raises ApiError with near names."""
+        if name == PLACEHOLDER and name not in self.names:
+            name = None
         found = self.names.get(name or self.default)
         if found is None:
             near = difflib.get_close_matches((name or "")[:200], self.names, n=1)
@@ -220,7 +236,8 @@ class ModelRegistry:
         loading: dict[str, Any] = {"dtype": options.dtype, "device": options.device, "quantize": options.quantize}
         network, tokenizer = load_model(resolved, **loading)
         if network.config.head not in ("causal", "seq2seq"):
-            return Loaded(network, tokenizer, None, _bytes_of(network))
+            subject = Subject.of(resolved, network, tokenizer)
+            return Loaded(network, tokenizer, None, _bytes_of(network), subject)
         proposer: Proposer | None = None
         size = _bytes_of(network)
         if entry.draft is not None:
@@ -230,7 +247,7 @@ class ModelRegistry:
             proposer = PromptLookup(options.prompt_lookup)
         engine = Engine.of(network, tokenizer, resolved, adapters=entry.adapters or None, speculation=proposer)
         worker = Worker(engine, entry.name, self.metrics, max_queue=self.settings.max_queue)
-        return Loaded(network, tokenizer, worker, size)
+        return Loaded(network, tokenizer, worker, size, Subject.of(resolved, network, tokenizer, engine))
 
     async def _make_room(self, needed: int, entry: ModelEntry) -> None:
         """Unloads the models that were idle for longest until `needed` bytes fit. Raises ApiError if they cannot."""

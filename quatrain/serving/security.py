@@ -174,7 +174,10 @@ def _preflight(headers: _Headers) -> dict[str, str]:
 
 def error_body(path: str, error: ApiError) -> dict[str, Any]:
     """The body of an error in the form of the protocol of a path."""
-    return error.anthropic_body() if path.startswith("/v1/messages") else error.body()
+    if path.startswith("/v1/messages"):
+        return error.anthropic_body()
+    is_inference = path == "/" or path.startswith(("/models/", "/pipeline/"))
+    return error.inference_body() if is_inference and "/v1/" not in path else error.body()
 
 
 async def _respond(send: Any, status: int, body: Any, headers: dict[str, str]) -> None:

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import torch
 from pipeline_setup import LABELS, NLI, TEXTS, decoder, saved, summarizer
+from tiny_models import make_folder
 
 import quatrain
 from quatrain.core.errors import InputError
+from quatrain.models.io import model_folder
 from quatrain.tasks.pipelines import names, pipeline_class, pipelines
+from quatrain.tokenizers.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
 
@@ -349,3 +352,163 @@ def test_every_task_has_a_class() -> None:
         assert pipeline_class(name).named(name) is not None
     heads = [head for kind in pipelines().values() for head in kind.default_for]
     assert len(heads) == len(set(heads)), "two tasks claim one head"
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentence encoder of unit vectors with prompts."""
+    place = tmp_path_factory.mktemp("vectors")
+    folder = saved(place / "masks", "MaskedLM")
+    model = model_folder.load(folder, head="embedding")
+    model.config = model.config.replace(normalize_embedding=True)
+    model_folder.save(model, place / "vectors")
+    Tokenizer.load(folder).save(place / "vectors")
+    (place / "vectors" / "config_sentence_transformers.json").write_text(
+        '{"prompts": {"query": "the fox ", "document": ""}, "default_prompt_name": "query"}'
+    )
+    return place / "vectors"
+
+
+def test_vectors_of_sentences(vectors: Path) -> None:
+    embed = quatrain.pipeline("sentence-embeddings", vectors, return_tensors=True)
+    own = embed(TEXTS[0])
+    assert embed.task == quatrain.pipeline(model=vectors).task and own.norm() == pytest.approx(1.0)
+    assert torch.equal(own, embed("the fox " + TEXTS[0], prompt_name="document")), "the default prompt is put before"
+    assert torch.equal(own, embed("the fox " + TEXTS[0], prompt=""))
+    assert not torch.allclose(own, embed(TEXTS[0], prompt=""))
+    raw = embed(TEXTS[0], normalize=False)
+    assert raw.norm() != pytest.approx(1.0) and torch.allclose(raw / raw.norm(), own, atol=1e-6)
+    short = embed(TEXTS[0], truncate_dim=8)
+    assert torch.allclose(short, own[:8] / own[:8].norm(), atol=1e-6) and torch.allclose(
+        embed(TEXTS[0], truncate_dim=8, normalize=False), raw[:8], atol=1e-6
+    )
+    similar = quatrain.pipeline("sentence-similarity", vectors)
+    found = similar(TEXTS[0], TEXTS)
+    assert found == pytest.approx([float(own @ embed(text)) for text in TEXTS], abs=1e-5)
+    assert similar([{"source_sentence": TEXTS[0], "sentences": TEXTS}]) == [found]
+    for options, told in [
+        ({"truncate_dim": 99}, "truncate_dim: 99; the vectors of this model have 32"),
+        ({"truncate_dim": 9, "precision": "binary"}, "multiple of 8"),
+        ({"prompt_name": "nothing"}, "the model has query, document"),
+        ({"precision": "int4"}, "precision"),
+        ({"precision": "int8", "ranges": ([0.0], [1.0])}, "ranges: 1 and 1 values"),
+    ]:
+        with pytest.raises(InputError, match=told):
+            embed(TEXTS[0], **options)
+
+
+def test_whole_numbers_and_bits_as_sentence_transformers_make_them(vectors: Path) -> None:
+    import numpy as np
+
+    embed = quatrain.pipeline("sentence-embeddings", vectors, return_tensors=True)
+    rows = torch.stack(embed(TEXTS)).numpy()
+    ranges = rows.min(0), rows.max(0)
+    # The formulas of quantize_embeddings.
+    steps = (ranges[1] - ranges[0]) / 255
+    given = (ranges[0].tolist(), ranges[1].tolist())
+    for precision, expected in [
+        ("uint8", ((rows - ranges[0]) / steps).astype(np.uint8)),
+        ("int8", ((rows - ranges[0]) / steps - 128).astype(np.int8)),
+        ("binary", (np.packbits(rows > 0).reshape(len(rows), -1) - 128).astype(np.int8)),
+        ("ubinary", np.packbits(rows > 0).reshape(len(rows), -1)),
+    ]:
+        found = torch.stack(embed(TEXTS, precision=precision, ranges=given)).numpy()
+        assert found.dtype == expected.dtype and np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+        if precision.endswith("binary"):
+            assert (found == expected).all()
+    whole = torch.stack(embed(TEXTS, precision="int8")).float()
+    cosines = torch.nn.functional.cosine_similarity(whole, torch.from_numpy(rows))
+    assert cosines.min() > 0.999, "without ranges each vector keeps its direction"
+
+
+def test_rewards(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", "SequenceClassification", id2label={0: "LABEL_0"})
+    judge, raw = quatrain.pipeline("reward", folder), theirs("text-classification", folder, function_to_apply="none")
+    pair = raw({"text": TEXTS[0], "text_pair": TEXTS[1]})["score"]
+    assert judge({"prompt": TEXTS[0], "completion": TEXTS[1]})["score"] == pytest.approx(pair, abs=1e-5)
+    chat = [{"role": "user", "content": TEXTS[0]}, {"role": "assistant", "content": TEXTS[1]}]
+    assert judge(chat)["score"] == pytest.approx(pair, abs=1e-5)
+    assert [each["score"] for each in judge([chat, chat])] == pytest.approx([pair] * 2, abs=1e-5)
+    assert judge(TEXTS[0])["score"] == pytest.approx(raw(TEXTS[0])[0]["score"], abs=1e-5)
+    with pytest.raises(InputError, match="end with the assistant's answer"):
+        judge(chat[:1])
+    with pytest.raises(InputError, match="needs a model with one score"):
+        quatrain.pipeline("reward", saved(tmp_path / "other", "SequenceClassification", id2label=LABELS))
+
+
+def test_code_and_other_wordings(tmp_path: Path) -> None:
+    folder = decoder(tmp_path / "code")
+    complete = quatrain.pipeline("code-completion", folder, max_new_tokens=8)
+    plain = quatrain.pipeline("text-generation", folder, max_new_tokens=8, return_full_text=False)
+    (expected,), (found,) = plain("a fine"), complete("a fine", until="none")
+    assert found == expected
+    stop = expected["generated_text"].strip()[-1]
+    assert complete("a fine", stop=stop)[0]["generated_text"] == plain("a fine", stop=stop)[0]["generated_text"]
+    with pytest.raises(InputError, match="no tokens for filling in"):
+        complete({"text": "a", "suffix": "b"})
+    other = quatrain.pipeline("paraphrase", summarizer(tmp_path / "texts"), num_beams=4, num_return_sequences=4)
+    wordings = [each["generated_text"] for each in other(TEXTS[0])]
+    assert 1 <= len(wordings) == len({" ".join(each.lower().split()) for each in wordings})
+
+
+TABLE = {"city": ["Oslo", "Rome", "Bern"], "people": ["700000", "2800000", "140000"]}
+ASKED = {
+    "How many people live in Rome?": ("SELECT people FROM data WHERE city = 'Rome'", "2800000"),
+    "How many cities are there?": ("SELECT COUNT(*) FROM data", "3"),
+}
+
+
+@pytest.mark.slow
+def test_questions_to_a_table(tmp_path: Path) -> None:
+    """A tiny model that has learned two statements by heart answers from the table itself."""
+    folder = make_folder(tmp_path / "model", context=512)
+    asker = quatrain.pipeline("table-question-answering", folder, table=TABLE)
+    engine = asker.engine
+    prompts: dict[str, list[int]] = {}
+    generate = engine.generate
+
+    def seen(ids: Any, *arguments: Any, **options: Any) -> Any:
+        prompts.setdefault(question, list(ids[0]))
+        return generate(ids, *arguments, **options)
+
+    engine.generate = seen  # what the model reads is what it learns
+    for question in ASKED:
+        asker(question)
+    engine.generate = generate
+    ends = engine.end_ids[-1]
+    rows = [(prompts[question], [*asker.tokenizer.encode(sql), ends]) for question, (sql, _) in ASKED.items()]
+    optimizer = torch.optim.Adam(asker.model.train().parameters(), lr=1e-2)
+    for _ in range(90):
+        loss = torch.zeros(())
+        for prompt, turn in rows:
+            ids = torch.tensor([prompt + turn])
+            logits = asker.model(ids[:, :-1])[0]
+            loss = loss + torch.nn.functional.cross_entropy(logits[0, len(prompt) - 1 :], ids[0, len(prompt) :])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    asker.model.eval()
+    first, second = asker(query=list(ASKED), table=TABLE)
+    assert first["answer"] == "2800000" and first["cells"] == ["2800000"] and first["coordinates"] == [(1, 1)]
+    assert first["aggregator"] == "NONE" and second["aggregator"] == "COUNT" and second["answer"] == "3"
+    assert [first["sql"], second["sql"]] == [sql for sql, _ in ASKED.values()]
+    file = tmp_path / "cities.csv"
+    file.write_text("city,people\nOslo,1\nRome,2\nBern,3\n")
+    assert asker(next(iter(ASKED)), table=str(file))["answer"] == "2"
+    rows_of_objects = [{"city": "Rome", "people": 5}]
+    assert asker({"question": next(iter(ASKED)), "table": rows_of_objects})["answer"] == "5"
+    refused = asker("Please delete all the rows", schema_prompt=False)
+    assert refused["answer"] == "" and "nothing in it is changed" in refused["reason"]
+
+
+def test_tables_that_are_none(tmp_path: Path) -> None:
+    asker = quatrain.pipeline("table-question-answering", make_folder(tmp_path / "model"))
+    for options, told in [
+        ({}, "there is nothing to ask"),
+        ({"table": {"a": [1, 2], "b": [1]}}, "different lengths: a 2, b 1"),
+        ({"table": 3}, "must be an object of columns"),
+        ({"table": {"a b": [1], "a-b": [2]}}, "columns of one name"),
+        ({"db": tmp_path / "none.sqlite"}, "no such file|There is no database"),
+    ]:
+        with pytest.raises(InputError, match=told):
+            asker("how many rows are there", **options)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pipeline_setup import LABELS, TEXTS, saved
+from pipeline_setup import LABELS, NLI, TEXTS, saved, summarizer
 
 import quatrain
 from quatrain.cli import main
+from quatrain.cli.predict import TaskOptions
+from quatrain.cli.sampling import SamplingOptions
+from quatrain.tasks.pipelines import pipelines
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +116,78 @@ def test_digits_are_no_places_of_named_classes(judge: Path, tmp_path: Path, caps
         found.append(told)
     assert found[0]["scores"] == found[1]["scores"]
     assert "0 is bad, 1 is good, 2 is so-so" in found[0]["notes"][0] and not found[1]["notes"]
+
+
+def test_options_of_tasks(
+    judge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["predict", str(judge), TEXTS[0], "--json", "--top-k", "2"]) == 0
+    (two,) = said(capsys)
+    assert len(two["scores"]) == 2 and two["label"] == max(two["scores"], key=two["scores"].get)
+    tagger = saved(tmp_path / "tags", "TokenClassification", id2label=dict(enumerate(["O", "B-X", "I-X"])))
+    assert main(["predict", str(tagger), TEXTS[2], "--json"]) == 0
+    (words,) = said(capsys)
+    assert [word["word"] for word in words["words"]][:3] == ["Paris", "is", "in"]
+    assert main(["predict", str(tagger), TEXTS[2], "--json", "--task", "ner", "--aggregation-strategy", "simple"]) == 0
+    (entities,) = said(capsys)
+    expected = quatrain.pipeline("ner", tagger)(TEXTS[2], aggregation_strategy="simple")
+    assert [each["start"] for each in entities["entities"]] == [each["start"] for each in expected]
+    nli = saved(tmp_path / "nli", "SequenceClassification", **NLI)
+    labels = ["--candidate-labels", "good", "--candidate-labels", "bad"]
+    assert main(["predict", str(nli), TEXTS[0], "--json", "--task", "zero-shot-classification", *labels]) == 0
+    (found,) = said(capsys)
+    assert set(found["scores"]) == {"good", "bad"} and sum(found["scores"].values()) == pytest.approx(1.0)
+    summaries = summarizer(tmp_path / "texts")
+    assert main(["predict", str(summaries), TEXTS[0], "--json", "--max-new-tokens", "4", "--source-prefix", "a "]) == 0
+    (summary,) = said(capsys)
+    assert summary["source"] == TEXTS[0]
+    pipe = quatrain.pipeline("text2text-generation", summaries, max_new_tokens=4)
+    assert summary["text"] == pipe("a " + TEXTS[0])[0]["generated_text"]
+    assert main(["predict", str(judge), "x", "--targets", "y"]) == 2
+    assert "--targets: text-classification does not take it" in capsys.readouterr().err
+    assert main(["predict", str(judge), "x", "--task", "nothing"]) == 2
+    assert "the tasks are" in capsys.readouterr().err.lower()
+
+
+def test_every_option_of_a_task_has_a_flag() -> None:
+    flags = {field.name for kind in (TaskOptions, SamplingOptions) for field in fields(kind)}
+    shapes = {"return_tensors", "is_split_into_words", "ranges", "all_labels"}
+    accepted = {
+        "align_to_words",
+        "clean_up_tokenization_spaces",
+        "sequential",
+        "padding",
+        "continue_final_message",
+        "tools",
+    }
+    names = {"max_length", "min_length", "do_sample", "stop_sequence", "rows", "early_stopping", "epsilon_cutoff",
+             "eta_cutoff", "top_h", "num_return_sequences"}  # fmt: skip
+    for kind in pipelines().values():
+        missing = set(kind.Options.model_fields) - flags - shapes - accepted - names
+        assert not missing, (kind.task, missing)
+    known = {name for kind in pipelines().values() for name in kind.Options.model_fields}
+    assert {field.name for field in fields(TaskOptions)} - {"source_prefix"} <= known, "a flag that no task takes"
+
+
+def test_a_file_of_predictions_is_continued(judge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "texts.jsonl", tmp_path / "predictions.jsonl"
+    source.write_text("".join(json.dumps({"text": f"{text} {number}"}) + "\n" for number in range(4) for text in TEXTS))
+    command = ["predict", str(judge), str(source), "--output", str(out), "--batch-size", "3"]
+    assert main(command) == 0
+    assert "12 new predictions" in capsys.readouterr().err
+    whole = out.read_bytes()
+    lines = [json.loads(line) for line in whole.splitlines()]
+    assert [each["text"] for each in lines] == [json.loads(line)["text"] for line in source.read_text().splitlines()]
+    assert all(each["label"] in LABELS.values() and len(each["scores"]) == 3 for each in lines)
+    out.write_bytes(whole[: len(whole) // 2])  # stopped in the middle of a line
+    assert main(command) == 0
+    told = capsys.readouterr().err
+    assert out.read_bytes() == whole and "inputs are done; the rest follows" in told
+    assert main(command) == 0 and out.read_bytes() == whole, "a finished file stays"
+    assert main([*command, "--function-to-apply", "none"]) == 2
+    assert "made by another model or with other options" in capsys.readouterr().err
+    source.write_text('{"text": "another"}\n')
+    assert main(command) == 2
+    assert "the prediction for another input" in capsys.readouterr().err
+    out.write_text("not a prediction\n")
+    assert main(command) == 2 and "predictions.jsonl, line 1" in capsys.readouterr().err

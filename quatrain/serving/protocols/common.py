@@ -186,7 +186,9 @@ def response_format_fields(format: dict[str, Any]) -> dict[str, Any]:
     if kind in (None, "text"):
         return {}
     if kind == "json_object":
-        return {"json_schema": {"type": "object"}}
+        # huggingface_hub sends the schema of a json_schema in this way.
+        value = format.get("value")
+        return {"json_schema": value if isinstance(value, dict) else {"type": "object"}}
     if kind == "json_schema":
         nested = format.get("json_schema")
         schema = (nested if isinstance(nested, dict) else format).get("schema")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from quatrain.models.io.sentence_transformers import text_tokens
 from quatrain.serving.conversation import Service, check_text
 from quatrain.serving.errors import ApiError
 from quatrain.serving.models import Loaded
@@ -50,9 +51,9 @@ async def _whole(service: Service, form: EmbeddingsForm) -> dict[str, Any]:
                 param="model",
             )
         size = loaded.model.config.output_hidden_size
-        if form.dimensions not in (None, size):
+        if form.dimensions is not None and form.dimensions > size:
             raise ApiError(400, f"dimensions: the vectors of this model have {size}.", param="dimensions")
-        vectors, count = await service.in_thread(_embed, loaded, texts)
+        vectors, count = await service.in_thread(_embed, loaded, texts, form.dimensions)
     data = [
         {"object": "embedding", "index": index, "embedding": _written(vector, form.encoding_format)}
         for index, vector in enumerate(vectors)
@@ -61,15 +62,12 @@ async def _whole(service: Service, form: EmbeddingsForm) -> dict[str, Any]:
     return {"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": count, "total_tokens": count}}
 
 
-def _embed(loaded: Loaded, texts: list[str]) -> tuple[list[list[float]], int]:
-    """The vectors of texts, and the number of their tokens."""
-    import torch
-
-    from quatrain.models.io.sentence_transformers import embed
-
-    with loaded.embedding, torch.inference_mode():
-        vectors = embed(loaded.model, loaded.tokenizer, texts).float().cpu().tolist()
-    return vectors, sum(len(loaded.tokenizer.encode(text, special_tokens=True)) for text in texts)
+def _embed(loaded: Loaded, texts: list[str], size: int | None) -> tuple[list[list[float]], int]:
+    """The vectors of texts, cut to `size` numbers, and the number of the texts' tokens."""
+    with loaded.lock:
+        predictions = list(loaded.pipeline("sentence-embeddings").predict(texts, truncate_dim=size))
+    count = sum(length for length, _ in text_tokens(loaded.model, loaded.tokenizer, texts))
+    return [each.value for each in predictions], count
 
 
 def _written(vector: list[float], format: str) -> Any:

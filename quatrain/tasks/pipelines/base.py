@@ -191,6 +191,18 @@ class Pipeline(ABC):
         """Defaults of options for `record` and `line`, which may show more than a call returns."""
         return {}
 
+    def served(self, value: Any) -> Any:
+        """An output in the form of Hugging Face's inference API, where that differs from the pipeline's."""
+        return value
+
+    def served_options(self) -> dict[str, Any]:
+        """Defaults of options for `served`."""
+        return {}
+
+    def refusal(self, inputs: Any, parameters: Mapping[str, Any]) -> str:
+        """Why a server must not answer this; "" where it may."""
+        return ""
+
     def settings(self, given: Mapping[str, Any]) -> Any:
         """The options of a call. Raises InputError, all problems at once, that names the options of the task."""
         values = {**self.defaults, **{name: value for name, value in given.items() if value is not None}}

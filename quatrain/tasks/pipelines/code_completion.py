@@ -53,9 +53,9 @@ class CodeCompletion(TextGeneration):
             return options.model_copy(update={"stop": STOPS[options.until]})
         return options
 
-    def _prompt(self, given: Mapping[str, Any], options: TextGenerationOptions) -> str | list[int]:
+    def prompt(self, given: Mapping[str, Any], options: TextGenerationOptions) -> str | list[int]:
         if given.get("suffix") is None:
-            return super()._prompt(given, options)
+            return super().prompt(given, options)
         for prefix, suffix, middle in FILLS:
             if all(self.tokenizer.token_to_id(token) is not None for token in (prefix, suffix, middle)):
                 return f"{prefix}{given['text']}{suffix}{given['suffix']}{middle}"
@@ -63,6 +63,3 @@ class CodeCompletion(TextGeneration):
             "suffix: this model's tokenizer has no tokens for filling in, such as <fim_prefix>; leave the suffix out, "
             "or take a model that was trained to fill in (StarCoder, Qwen2.5-Coder, CodeLlama)"
         )
-
-    def line(self, text: str, value: Any) -> str:
-        return "\n".join(str(each["generated_text"]) for each in value)

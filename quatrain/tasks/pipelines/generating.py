@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
@@ -13,8 +14,8 @@ from quatrain.core.errors import InputError
 from quatrain.core.settings import Listing, Settings
 from quatrain.generation.engine import Completion, Engine
 from quatrain.generation.params import SamplingParams
-from quatrain.tasks.pipelines.base import Pipeline
-from quatrain.tasks.pipelines.subject import Subject
+from quatrain.tasks.pipelines.base import Pipeline, Prediction
+from quatrain.tasks.pipelines.subject import Subject, engine_of
 
 DRAWN = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
 """Parameters of sampling."""
@@ -81,6 +82,10 @@ class GenerationOptions(Settings):
 
     def params(self, engine: Engine, max_new_tokens: int) -> SamplingParams:
         """The model's own settings, changed by the options; `max_new_tokens` where neither says it."""
+        return replace(engine.recommended, **self.fields(engine, max_new_tokens))
+
+    def fields(self, engine: Engine, max_new_tokens: int) -> dict[str, Any]:
+        """The fields of SamplingParams that the options change."""
         own, defaults = engine.recommended, SamplingParams()
         names = {field.name for field in fields(SamplingParams)}
         given = {name: getattr(self, name) for name in type(self).model_fields if name in names}
@@ -101,7 +106,7 @@ class GenerationOptions(Settings):
             given = greedy | {name: value for name, value in given.items() if name not in DRAWN or name in kept}
         elif self.do_sample or given.keys() & set(DRAWN):
             given = {"num_beams": 1, "num_return_sequences": 1, "temperature": own.temperature or 1.0} | given
-        return replace(own, **given)
+        return given
 
 
 class GeneratingPipeline(Pipeline):
@@ -125,9 +130,23 @@ class GeneratingPipeline(Pipeline):
     @cached_property
     def engine(self) -> Engine:
         """The engine of the model."""
-        if self.subject.engine is not None:
-            return self.subject.engine
-        return Engine(self.model, self.tokenizer, target_tokenizer=self.subject.target_tokenizer())
+        return engine_of(self.subject)
+
+    @abstractmethod
+    def prompt(self, given: Mapping[str, Any], options: Any) -> str | list[int]:
+        """What the model reads of an input: a text, or token ids."""
+
+    @abstractmethod
+    def output(self, given: Mapping[str, Any], texts: Sequence[str], options: Any) -> Any:
+        """The output for an input from the texts that the model has generated for it."""
+
+    def predict_batch(self, inputs: Sequence[Mapping[str, Any]], options: Any) -> list[Prediction]:
+        params = options.params(self.engine, self.new_tokens)
+        ids, cut = self.encoded([self.prompt(each, options) for each in inputs], params, options)
+        return [
+            Prediction(self.output(each, [one.text for one in own], options), lost)
+            for each, own, lost in zip(inputs, self.completed(ids, params, options), cut, strict=True)
+        ]
 
     def encoded(
         self, prompts: Sequence[str | Sequence[int]], params: SamplingParams, options: GenerationOptions

@@ -17,6 +17,7 @@ class MultipleChoice(Pipeline):
     task = "multiple-choice"
     heads = ("multiple_choice",)
     default_for = ("multiple_choice",)
+    recipes = ("choice",)
     fields = (Field("question", empty=False), Field("choices", kind="texts", empty=False))
     format = "choice"
 

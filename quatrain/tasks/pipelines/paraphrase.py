@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quatrain.tasks.pipelines.base import Alias, Prediction
+from quatrain.tasks.pipelines.base import Alias
 from quatrain.tasks.pipelines.generating import GenerationOptions
 from quatrain.tasks.pipelines.text2text_generation import Text2TextGeneration
 
@@ -18,20 +18,19 @@ class Paraphrase(Text2TextGeneration):
     default_for = ()
     recipes = ()
 
-    def predict_batch(self, inputs: Sequence[Mapping[str, Any]], options: GenerationOptions) -> list[Prediction]:
-        predictions = super().predict_batch(inputs, options)
-        return [
-            Prediction(_others(each["text"], prediction.value, self.key), prediction.cut)
-            for each, prediction in zip(inputs, predictions, strict=True)
-        ]
+    def output(self, given: Mapping[str, Any], texts: Sequence[str], options: GenerationOptions) -> Any:
+        return super().output(given, _others(given["text"], texts), options)
 
 
-def _others(text: str, outputs: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-    """The outputs with new wordings, in order; the first output where none has one."""
-    seen, kept = {" ".join(text.lower().split())}, []
-    for output in outputs:
-        plain = " ".join(output[key].lower().split())
-        if plain not in seen:
-            seen.add(plain)
-            kept.append(output)
-    return kept or outputs[:1]
+def _others(text: str, found: Sequence[str]) -> list[str]:
+    """The texts with new wordings, in order; the first one where none has one."""
+    seen, kept = {_plain(text)}, []
+    for each in found:
+        if _plain(each) not in seen:
+            seen.add(_plain(each))
+            kept.append(each)
+    return kept or list(found[:1])
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())

@@ -51,7 +51,7 @@ class SentenceEmbeddings(Pipeline):
     heads = ("embedding",)
     default_for: ClassVar[tuple[str, ...]] = ("embedding",)
     loads = {"none": "embedding", "masked": "embedding"}
-    recipes: ClassVar[tuple[str, ...]] = ()
+    recipes: ClassVar[tuple[str, ...]] = ("embed",)
     fields: ClassVar[tuple[Field, ...]] = (Field("text"),)
     Options = EmbeddingOptions
 

@@ -12,6 +12,7 @@ import torch
 
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value
+from quatrain.generation.engine import Engine
 from quatrain.loading.model import ResolvedModel, load_weights
 from quatrain.models.families import families
 from quatrain.models.io import model_folder, sentence_transformers
@@ -33,12 +34,25 @@ class Subject:
     tokenizer: Tokenizer | None
     resolved: ResolvedModel | None = None
     config_json: Mapping[str, Any] = field(default_factory=dict)
-    engine: Any = None
+    engine: Engine | None = None
     """The engine of the model, where there already is one; a pipeline that generates makes its own otherwise."""
+
+    @classmethod
+    def of(cls, resolved: ResolvedModel, model: Any, tokenizer: Any, engine: Engine | None = None) -> Subject:
+        """The subject of a model that was loaded from resolved folders."""
+        raw = {} if resolved.is_adapter else model_folder.read_config(resolved.base)
+        return cls(model, tokenizer, resolved, raw, engine)
 
     def target_tokenizer(self) -> Tokenizer | None:
         """The tokenizer of an encoder-decoder's answers, if it has one of its own (Marian)."""
         return None if self.resolved is None else self.resolved.tokenizer(target=True)
+
+
+def engine_of(subject: Subject) -> Engine:
+    """The subject's engine, or one for its model."""
+    if subject.engine is None:
+        subject.engine = Engine(subject.model, subject.tokenizer, target_tokenizer=subject.target_tokenizer())
+    return subject.engine
 
 
 def load_subject(
@@ -58,8 +72,7 @@ def load_subject(
     place = device_of(device)
     options = {} if head is None or resolved.is_adapter else {"head": head}
     network = load_weights(resolved, dtype=dtype_of(dtype, resolved, place), device=place, quantize=quantize, **options)
-    raw = {} if resolved.is_adapter else model_folder.read_config(resolved.base)
-    return Subject(network, resolved.tokenizer(), resolved, raw)
+    return Subject.of(resolved, network, resolved.tokenizer())
 
 
 def head_of(resolved: ResolvedModel) -> str:

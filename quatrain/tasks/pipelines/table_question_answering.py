@@ -7,6 +7,7 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from quatrain.core.settings import Settings
 from quatrain.core.wording import format_value
 from quatrain.data.rows import read_records
 from quatrain.generation.candidates import completions_of
-from quatrain.generation.engine import Completion
+from quatrain.generation.engine import Completion, Engine
 from quatrain.generation.params import SamplingParams
-from quatrain.tasks.pipelines.base import Field, Prediction
-from quatrain.tasks.pipelines.generating import GeneratingPipeline
+from quatrain.tasks.pipelines.base import Field, Pipeline, Prediction
+from quatrain.tasks.pipelines.subject import engine_of
 from quatrain.tasks.task import ANSWER_BYTES, Database, DatabaseAnswer, spec_of_database
 
 NAME = "data"
@@ -52,7 +53,7 @@ class TableOptions(Settings):
     """Accepted for transformers' sake: a schema that exceeds the model's context is shortened by its tables."""
 
 
-class TableQuestionAnswering(GeneratingPipeline):
+class TableQuestionAnswering(Pipeline):
     """The answer as {"answer", "coordinates", "cells", "aggregator", "sql", "columns", "rows"}.
 
     A `table` is an object of columns, a list of rows, a pandas.DataFrame, or a file of records (.csv, .jsonl, …); or
@@ -86,6 +87,16 @@ class TableQuestionAnswering(GeneratingPipeline):
             inputs = query if isinstance(query, str) else list(query)
         return super().__call__(inputs, batch_size=batch_size, table=table, **options)
 
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine of the model."""
+        return engine_of(self.subject)
+
+    def refusal(self, inputs: Any, parameters: Mapping[str, Any]) -> str:
+        given = [parameters, *(inputs if isinstance(inputs, list) else [inputs])]
+        files = [each for each in given if isinstance(each, Mapping) and _names_file(each)]
+        return "table: a server reads no files; send the table itself, as an object of columns" if files else ""
+
     def read(self, given: Any, place: str) -> dict[str, Any]:
         """A question's fields; it may be called `query`, as in transformers."""
         if isinstance(given, Mapping) and "query" in given and "question" not in given:
@@ -116,6 +127,10 @@ class TableQuestionAnswering(GeneratingPipeline):
 
     def line(self, text: str, value: Any) -> str:
         return f"{value['answer']}\t{value['sql']}" if value["sql"] else f"\t{value.get('reason', '')}"
+
+
+def _names_file(given: Mapping[str, Any]) -> bool:
+    return given.get("db") is not None or isinstance(given.get("table"), str)
 
 
 def table_of(table: Any) -> tuple[list[str], list[list[Any]]]:

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from quatrain.tasks.pipelines.base import Field, Prediction
+from quatrain.tasks.pipelines.base import Field
 from quatrain.tasks.pipelines.generating import GeneratingPipeline, GenerationOptions
 
 
@@ -45,14 +45,11 @@ class Text2TextGeneration(GeneratingPipeline):
     def several(self, values: list[Any]) -> Any:
         return [value[0] for value in values] if all(len(value) == 1 for value in values) else values
 
-    def predict_batch(self, inputs: Sequence[Mapping[str, Any]], options: GenerationOptions) -> list[Prediction]:
-        params = options.params(self.engine, self.new_tokens)
-        prompts = [(options.prefix or "") + each["text"] for each in inputs]
-        ids, cut = self.encoded(prompts, params, options)
-        return [
-            Prediction([{self.key: each.text} for each in own], lost)
-            for own, lost in zip(self.completed(ids, params, options), cut, strict=True)
-        ]
+    def prompt(self, given: Mapping[str, Any], options: GenerationOptions) -> str:
+        return (options.prefix or "") + str(given["text"])
+
+    def output(self, given: Mapping[str, Any], texts: Sequence[str], options: GenerationOptions) -> Any:
+        return [{self.key: text} for text in texts]
 
     def record(self, value: Any) -> dict[str, Any]:
         """The text, and all of several as `samples`."""

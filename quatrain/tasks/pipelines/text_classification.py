@@ -36,10 +36,13 @@ class TextClassification(Pipeline):
     task = "text-classification"
     aliases = {
         "sentiment-analysis": Alias(recipes=("sentiment", "sentiment-lora")),
+        "topic-classification": Alias(recipes=("topic",)),
+        "spam-detection": Alias(recipes=("spam",)),
+        "natural-language-inference": Alias(recipes=("nli",)),
     }
     heads = ("sequence_classification",)
     default_for = ("sequence_classification",)
-    recipes = ("sentiment", "sentiment-lora")
+    recipes = ("sentiment", "sentiment-lora", "topic", "spam", "nli")
     fields = (Field("text"), Field("text_pair", optional=True, part="other"))
     Options = ClassificationOptions
 
@@ -73,6 +76,9 @@ class TextClassification(Pipeline):
         if (files.get("problem_type") if files else self.config.problem_type) == "regression":
             return "none"
         return "sigmoid" if self.config.problem_type == "multi_label" or len(self.config.labels) == 1 else "softmax"
+
+    def served_options(self) -> dict[str, Any]:
+        return {"all_labels": True}
 
     def file_options(self) -> dict[str, Any]:
         return {"all_labels": True}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from quatrain.core.settings import Settings
-from quatrain.tasks.pipelines.base import Alias, Field, Prediction, is_chat
+from quatrain.tasks.pipelines.base import Alias, Field, is_chat
 from quatrain.tasks.pipelines.generating import GeneratingPipeline, GenerationOptions
 
 
@@ -52,19 +52,13 @@ class TextGeneration(GeneratingPipeline):
             given = {**given, "text": given["prompt"]}
         return super().read({"messages": given} if is_chat(given) else given, place)
 
-    def predict_batch(self, inputs: Sequence[Mapping[str, Any]], options: TextGenerationOptions) -> list[Prediction]:
-        params = options.params(self.engine, self.new_tokens)
-        prompts = [self._prompt(each, options) for each in inputs]
-        ids, cut = self.encoded(prompts, params, options)
-        return [
-            Prediction([{"generated_text": self._text(each, one.text, options)} for one in own], lost)
-            for each, own, lost in zip(inputs, self.completed(ids, params, options), cut, strict=True)
-        ]
-
-    def _prompt(self, given: Mapping[str, Any], options: TextGenerationOptions) -> str | list[int]:
+    def prompt(self, given: Mapping[str, Any], options: TextGenerationOptions) -> str | list[int]:
         if "messages" not in given:
             return (options.prefix or "") + str(given["text"])
         return self.engine.render(given["messages"], options.tools, continue_final=_continues(given, options))
+
+    def output(self, given: Mapping[str, Any], texts: Sequence[str], options: TextGenerationOptions) -> Any:
+        return [{"generated_text": self._text(given, text, options)} for text in texts]
 
     def _text(self, given: Mapping[str, Any], text: str, options: TextGenerationOptions) -> Any:
         if not options.return_full_text:
@@ -75,6 +69,9 @@ class TextGeneration(GeneratingPipeline):
         if _continues(given, options):
             return [*messages[:-1], messages[-1] | {"content": messages[-1]["content"] + text}]
         return [*messages, {"role": "assistant", "content": text}]
+
+    def served_options(self) -> dict[str, Any]:
+        return {"return_full_text": False}
 
     def file_options(self) -> dict[str, Any]:
         return {"return_full_text": False}

@@ -295,6 +295,9 @@ class TokenClassification(Pipeline):
             }  # fmt: skip
         return {"entities": value}
 
+    def served_options(self) -> dict[str, Any]:
+        return {"aggregation_strategy": "simple"} if self.name in (self.task, "ner") else {}
+
     def file_options(self) -> dict[str, Any]:
         return {"aggregation_strategy": "words"} if self.name == self.task else {}
 

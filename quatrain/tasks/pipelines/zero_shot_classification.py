@@ -41,6 +41,7 @@ class ZeroShotClassification(Pipeline):
 
     task = "zero-shot-classification"
     heads = ("sequence_classification",)
+    recipes = ("nli",)
     fields = (Field("text", empty=False),)
     Options = ZeroShotOptions
 
@@ -114,6 +115,11 @@ class ZeroShotClassification(Pipeline):
                 f"{self.limit} tokens"
             )
         return _without(pair, set(own[-over:]))
+
+    def served(self, value: Any) -> Any:
+        """A list of {"label", "score"}, the likeliest first."""
+        pairs = zip(value["labels"], value["scores"], strict=True)
+        return [{"label": label, "score": score} for label, score in pairs]
 
     def record(self, value: Any) -> dict[str, Any]:
         """The labels by likelihood, and their scores."""
