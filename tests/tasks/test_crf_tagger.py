@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+import quatrain
 from quatrain.core.progress import SilentReporter
 from quatrain.loading.model import load_model
 from quatrain.runs.recipe import loads
@@ -73,12 +74,4 @@ def test_a_tagger_learns_and_its_best_sequence_is_what_is_predicted(kind, classi
 
 def _tags_of(model, tokenizer, text):
     """The labels that the package predicts for a text."""
-    try:
-        from quatrain.tasks.pipelines import pipeline
-    except ImportError:
-        from quatrain.tasks.predict import Predictor
-
-        (prediction,) = Predictor(model, tokenizer).predict([text])
-    else:
-        (prediction,) = pipeline("token-classification", model, tokenizer).predict([text])
-    return [word["label"] for word in prediction.value["words"]]
+    return [word["entity"] for word in quatrain.pipeline("pos", model, tokenizer)(text)]
