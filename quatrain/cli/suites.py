@@ -177,7 +177,8 @@ def reproduce(path: str, options: SuiteOptions, *, json_lines: bool) -> int:
     """Asks the questions of a stored result again; 0 if every score is equal, otherwise 1."""
     from quatrain.cli.output import show, show_json, show_table
     from quatrain.core.progress import SilentReporter, create_reporter
-    from quatrain.evaluation.passport import changes, compared, read_result
+    from quatrain.evaluation.passport import changes, compared
+    from quatrain.evaluation.results import read_result
     from quatrain.evaluation.suite import suite_class
     from quatrain.evaluation.suite_run import finite, run_suite
 

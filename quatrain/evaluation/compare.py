@@ -19,7 +19,7 @@ from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.progress import Reporter
 from quatrain.data.records import Row
 from quatrain.evaluation.measures import Measure, difference, mcnemar
-from quatrain.evaluation.passport import read_result
+from quatrain.evaluation.results import read_result
 from quatrain.evaluation.subject import Subject, subject_of
 from quatrain.evaluation.suite import Output, Suite, suite_class
 from quatrain.evaluation.suite_run import checked_rows, finite, folder_of, run_suite, stored_answers

@@ -12,11 +12,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from quatrain.core.errors import InputError
-from quatrain.core.reading import read_json, sha256_of
+from quatrain.core.reading import sha256_of
 from quatrain.data.records import Row
 from quatrain.data.sources import find_files
 from quatrain.evaluation.measures import RESAMPLES
@@ -68,14 +66,6 @@ def key_of(known: Mapping[str, Any]) -> str:
     model = {name: value for name, value in known["model"].items() if name not in ("model", "folder")}
     text = repr(sorted((name, repr(value)) for name, value in (parts | {"model": model}).items()))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def read_result(path: str | Path) -> dict[str, Any]:
-    """A result file. Raises InputError for another file."""
-    result: dict[str, Any] = read_json(path)
-    if not isinstance(result.get("passport"), dict) or not isinstance(result.get("scores"), list):
-        raise InputError(f"{path} is no result of `quatrain evaluate`: it has no passport and scores")
-    return result
 
 
 def changes(stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

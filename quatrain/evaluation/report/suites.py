@@ -9,8 +9,8 @@ from typing import Any
 from quatrain.core.errors import QuatrainError
 from quatrain.evaluation.charts import Series, line_chart
 from quatrain.evaluation.measures import shown, shown_interval
-from quatrain.evaluation.passport import read_result
 from quatrain.evaluation.report.wording import clipped
+from quatrain.evaluation.results import read_result
 
 FOLDER = "evaluations"
 """Where the results of a run's models lie, in the run's folder."""
