@@ -54,7 +54,7 @@ class NgramConfig(ClassicConfig):
 
 
 class NgramModel(StateModel):
-    """An n-gram model. Build one with `fit`, `from_counts`, or from an ARPA file (`quatrain.models.classic.arpa`)."""
+    """An n-gram model. Build one with `fit`, `from_counts`, or from an ARPA file (`quatrain.models.arpa`)."""
 
     Config: ClassVar[type[ClassicConfig]] = NgramConfig
     compares_hidden_states: ClassVar[bool] = False

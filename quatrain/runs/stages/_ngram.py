@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from quatrain.evaluation.perplexity import text_loss, token_entropy
+from quatrain.models.arpa import write_arpa
 from quatrain.models.classic import _counts
 from quatrain.models.classic._smoothing import SmoothingOptions
 from quatrain.models.classic.ngram import NgramModel
@@ -40,9 +41,8 @@ def run(settings: NgramStage, context: StageContext) -> StageResult:
     result = StageResult(seconds=elapsed, tokens=len(learned), parameters=model.num_parameters())
     result.model_bytes = write_model(model, tokenizer, context.model_folder)
     if settings.arpa:
-        from quatrain.models.classic.arpa import write_arpa
-
-        write_arpa(model, tokenizer, context.model_folder / "model.arpa")
+        words = [tokenizer.id_to_token(token) or f"<{token}>" for token in range(tokenizer.vocab_size)]
+        write_arpa(model, words, context.model_folder / "model.arpa")
     if len(held_out) > 1:
         measured, frequencies = text_loss(model, held_out.tokens, context=1), token_entropy(held_out.tokens)
         result.validation_loss, result.perplexity = measured.loss, measured.perplexity
