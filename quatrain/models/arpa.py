@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 
@@ -105,9 +105,8 @@ def read_arpa(path: str | Path) -> tuple[NgramModel, list[str]]:
     `<s>` is never predicted, and no n-gram reaches over it. Raises InputError with the line that is wrong.
     """
     place = user_path(path, "the ARPA file")
-    opened = gzip.open(place, "rt", encoding="utf-8") if place.suffix == ".gz" else place.open(encoding="utf-8")
     try:
-        with opened as file:
+        with _opened(place) as file:
             orders = _read(file, place)
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
         raise InputError(f"{place}: this is not an ARPA file in UTF-8: {error}") from error
@@ -120,6 +119,12 @@ def read_arpa(path: str | Path) -> tuple[NgramModel, list[str]]:
     if EOS in words:
         config["eos_token_id"] = words.index(EOS)
     return NgramModel.from_estimate(counts, estimate, **config), words
+
+
+def _opened(path: Path) -> IO[str]:
+    return (
+        cast(IO[str], gzip.open(path, "rt", encoding="utf-8")) if path.suffix == ".gz" else path.open(encoding="utf-8")
+    )
 
 
 _Order = tuple[list[str], Array, Array, Array]

@@ -482,3 +482,43 @@ class AlternatingStream:
         self.seen = state["seen"]
         self.first.load_state(state["first"])
         self.second.load_state(state["second"])
+
+
+class TextRowStream(_Epochs):
+    """Rows (B, length) of a text of ids whose words are drawn anew each epoch; -1 fills up the last row.
+
+    `read(generator)` gives the ids of an epoch. Rows are shuffled.
+    """
+
+    def __init__(self, read: Callable[[np.random.Generator], np.ndarray], *, length: int, rows: int, seed: int):
+        super().__init__(seed)
+        self.read, self.length, self.rows = read, length, rows
+        self._text = np.zeros((0, length), dtype=np.int64)
+
+    def plan(self, epoch: int) -> list[Any]:
+        generator = _generator(self.seed, epoch)
+        ids = self.read(generator)
+        padded = np.full(-(-len(ids) // self.length) * self.length, -1, dtype=np.int64)
+        padded[: len(ids)] = ids
+        self._text = padded.reshape(-1, self.length)
+        order = generator.permutation(len(self._text))
+        return [order[start : start + self.rows] for start in range(0, len(order), self.rows)]
+
+    def make(self, item: Any) -> np.ndarray:
+        found: np.ndarray = self._text[item]
+        return found
+
+
+class ArrayStream(_Epochs):
+    """Shuffled rows of several arrays of equal length: `next` gives their parts, `rows` of each."""
+
+    def __init__(self, arrays: Sequence[np.ndarray], *, rows: int, seed: int):
+        super().__init__(seed)
+        self.arrays, self.rows = arrays, rows
+
+    def plan(self, epoch: int) -> list[Any]:
+        order = _generator(self.seed, epoch).permutation(len(self.arrays[0]))
+        return [order[start : start + self.rows] for start in range(0, len(order), self.rows)]
+
+    def make(self, item: Any) -> list[np.ndarray]:
+        return [array[item] for array in self.arrays]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import math
 from collections import Counter, defaultdict
 
@@ -31,7 +32,7 @@ STREAM = [IDS[word] for line in SENTENCES for word in ["<s>", *line, "</s>"]]
 
 
 class Formulas:
-    """Modified Kneser-Ney as Chen and Goodman (1999) and KenLM's paper (Heafield et al. 2013) write it, by dictionaries."""
+    """Modified Kneser-Ney as Chen and Goodman (1999) and Heafield et al. (2013, KenLM) write it, by dictionaries."""
 
     def __init__(self, order: int):
         raw: dict[int, Counter] = {n: Counter() for n in range(1, order + 1)}
@@ -129,7 +130,7 @@ def test_maximum_likelihood_and_additive_smoothing_equal_nltk():
 @pytest.mark.parametrize(("method", "name"), [("absolute_discounting", "AbsoluteDiscountingInterpolated"),
                                               ("kneser_ney", "KneserNeyInterpolated")])  # fmt: skip
 def test_discounting_equals_nltk_above_the_single_words(method, name):
-    """NLTK gives single words no smoothing, so that unseen ones have probability 0; what it adds above them is equal."""
+    """NLTK does not smooth single words, so that unseen ones have probability 0; what it adds above is equal."""
     lm, vocabulary, grams, ids = nltk_counts(2)
     reference = getattr(lm, name)(2, discount=0.4, vocabulary=vocabulary)
     reference.fit(grams)
@@ -151,7 +152,7 @@ def test_katz_keeps_large_counts_and_gives_the_rest_to_what_was_not_seen():
     ids = [0, 1] * 20 + [0, 2, 0, 3, 1, 1, 2, 2, 4, 0, 5, 1, 6]
     model = NgramModel.fit(ids, 8, 2, "katz")
     row = np.exp(model.log_probs(np.array([[0]]))[0].astype(np.float64))
-    pairs = Counter(zip(ids, ids[1:]))
+    pairs = Counter(itertools.pairwise(ids))
     total = sum(count for (first, _), count in pairs.items() if first == 0)
     assert row[1] == pytest.approx(pairs[0, 1] / total, abs=1e-6), "a count above 5 is not discounted"
     assert all(row[word] < 1 / total for word in (2, 3, 5)), "what was seen once is"
@@ -221,7 +222,7 @@ def test_damaged_arpa_files_are_named(old, new, message, tmp_path):
 def test_tokens_with_spaces_survive_and_add_k_has_no_arpa(tmp_path):
     words = ["a", " ", "\n", "", "<0x41>", "é"]
     model = NgramModel.fit([0, 1, 2, 3, 5, 0, 1], 6, 2)
-    write_arpa(model, words[:4] + ["b", "é"], tmp_path / "m.arpa")
-    assert read_arpa(tmp_path / "m.arpa")[1] == words[:4] + ["b", "é"]
+    write_arpa(model, [*words[:4], "b", "é"], tmp_path / "m.arpa")
+    assert read_arpa(tmp_path / "m.arpa")[1] == [*words[:4], "b", "é"]
     with pytest.raises(InputError, match="add_k"):
         write_arpa(NgramModel.fit([0, 1], 6, 2, "add_k"), words, tmp_path / "n.arpa")

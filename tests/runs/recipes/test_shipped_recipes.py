@@ -41,6 +41,7 @@ CASES = {
     "pos-lstm": [*NARROW, *TUNED],
     "translate-rnn": [*NARROW, *TUNED, "tokenizer.vocab_size=1024"],
     "elmo": [*NARROW, *READS, *SHORT, *TUNED, "model.classic.tagger_size=16"],
+    "tfidf": ["tokenizer.vocab_size=2000", "evaluate.examples=6"],
     "ngram": ["data.source=the-verdict", "evaluate.max_new_tokens=4"],
     "gpt-pretrain": [*TINY, *STORY, *SHORT, "tokenizer.vocab_size=512"],
     "bert-pretrain": [*TINY, *STORY, *SHORT, "tokenizer.vocab_size=512"],
@@ -137,10 +138,10 @@ SCORES = {"sentiment-cnn": "accuracy", "pos-lstm": "accuracy", "translate-rnn": 
           "nli": "accuracy", "spam": "accuracy", "topic": "accuracy", "choice": "accuracy",
           "sentiment": "accuracy", "sentiment-lora": "accuracy", "pos": "accuracy", "ner": "f1", "qa": "f1",
           "translate": "bleu", "summarize": "bleu", "summarize-lora": "bleu", "sql-finetune": "execution_accuracy",
-          "instruct": "loss", "soft-prompt": "loss", "rlhf": "loss", "reward": "accuracy"}  # fmt: skip
+          "instruct": "loss", "soft-prompt": "loss", "rlhf": "loss", "reward": "accuracy", "tfidf": "accuracy"}  # fmt: skip
 SETS = {"sql-finetune": ["spider-dev", "geoquery-new-questions", "geoquery-new-queries"],
         "soft-prompt": ["sentiment: sst2-test", "instructions: held out"]}  # fmt: skip
-CLASSIC = {"ngram": "ngram"}
+CLASSIC = {"ngram": "ngram", "tfidf": "bag-of-words"}
 """The model types of recipes that train no transformer."""
 ASKED = {"instruct": 3, "rlhf": 3}
 """Prompts of a recipe, which are answered beside the records."""
