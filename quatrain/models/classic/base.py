@@ -52,6 +52,8 @@ class ClassicConfig(Settings):
     """"encoder-decoder" for a model that reads the prompt with an encoder."""
     type_vocab_size: ClassVar[int] = 0
     rope_scaling: ClassVar[None] = None
+    max_text_length: ClassVar[int] = 0
+    normalize_embedding: ClassVar[bool] = False
     extra: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     @property

@@ -138,7 +138,8 @@ SCORES = {"sentiment-cnn": "accuracy", "pos-lstm": "accuracy", "translate-rnn": 
           "nli": "accuracy", "spam": "accuracy", "topic": "accuracy", "choice": "accuracy",
           "sentiment": "accuracy", "sentiment-lora": "accuracy", "pos": "accuracy", "ner": "f1", "qa": "f1",
           "translate": "bleu", "summarize": "bleu", "summarize-lora": "bleu", "sql-finetune": "execution_accuracy",
-          "instruct": "loss", "soft-prompt": "loss", "rlhf": "loss", "reward": "accuracy", "tfidf": "accuracy"}  # fmt: skip
+          "instruct": "loss", "soft-prompt": "loss", "rlhf": "loss", "reward": "accuracy",
+          "tfidf": "accuracy"}  # fmt: skip
 SETS = {"sql-finetune": ["spider-dev", "geoquery-new-questions", "geoquery-new-queries"],
         "soft-prompt": ["sentiment: sst2-test", "instructions: held out"]}  # fmt: skip
 CLASSIC = {"ngram": "ngram", "tfidf": "bag-of-words"}
@@ -148,9 +149,9 @@ ASKED = {"instruct": 3, "rlhf": 3}
 QUICK = ["gpt-pretrain", "bert-pretrain", "t5-pretrain", "sentiment", "ner"]
 """The recipes of the quick set of tests: the others tokenize more data first."""
 ELSEWHERE = {"quickstart", "sherlock", "shakespeare-char", "arithmetic-grpo", "sentiment-ppo", "sentiment-control",
-             "ladder", "activity", "dialogue-prompting", "soft-hard"}  # fmt: skip
-"""Recipes that the tests of the README, of the quickstart, of alignment, of prompting, and of the stages grpo, ladder
-and series run."""
+             "ladder", "activity", "word2vec", "dialogue-prompting", "soft-hard"}  # fmt: skip
+"""Recipes that the tests of the README, the quickstart, word vectors, alignment, prompting, and of the stages
+grpo, ladder and series run."""
 
 
 def test_every_recipe_is_run_somewhere() -> None:
