@@ -206,7 +206,7 @@ class WordVectors:
         if frequencies is None or len(found) < 2:
             return found
         common = np.linalg.svd(found, full_matrices=False)[2][0]
-        return cast(Array, found - np.outer(found @ common, common))
+        return found - np.outer(found @ common, common)
 
     # Files
 
@@ -330,7 +330,9 @@ def _read_text(file: IO[bytes], path: Path, has_header: bool, limit: int | None)
 def _read_binary(file: IO[bytes], path: Path, limit: int | None) -> tuple[list[str], Array]:
     count, width = _header(file, path)
     content = file.read() if limit is None else file.read(limit * (4 * width + 100))
-    words, rows, start = [], [], 0
+    words: list[str] = []
+    rows: list[Array] = []
+    start = 0
     for _ in range(count if limit is None else min(count, limit)):
         end = content.find(b" ", start, start + LONGEST_WORD)
         if end < 0 or end + 1 + 4 * width > len(content):

@@ -133,7 +133,8 @@ def cooccurrences(ids: np.ndarray, size: int, window: int) -> tuple[np.ndarray, 
 
     Returns words, words beside them, and counts, each (P,), in both directions.
     """
-    keys, weights = np.zeros(0, dtype=np.int64), np.zeros(0)
+    keys: np.ndarray = np.zeros(0, dtype=np.int64)
+    weights: np.ndarray = np.zeros(0)
     for distance in range(1, window + 1):
         first, second = ids[:-distance].astype(np.int64), ids[distance:].astype(np.int64)
         known = (first >= 0) & (second >= 0)
