@@ -67,6 +67,11 @@ class NgramModel(StateModel):
 
     # Building
 
+    @staticmethod
+    def plan(tokens: int, vocab_size: int, order: int, *, chunk: int = _counts.CHUNK) -> _counts.CountPlan:
+        """The most n-grams, memory and disk that `fit` takes for any text of so many tokens."""
+        return _counts.plan(tokens, vocab_size, order, chunk)
+
     @classmethod
     def fit(
         cls,
