@@ -36,7 +36,12 @@ WRITTEN_FOR = {"models.kernels.decode_step": "numba", "models.kernels.vectors": 
 """Modules that are nothing without a library of an extra; who needs them imports them where they are used."""
 PART_FOR = {"serving": {"fastapi", "uvicorn", "prometheus_client"}}
 """The same for whole folders."""
-IMPORTED_AS = {"scikit-learn": "sklearn", "rouge-score": "rouge_score", "prometheus-client": "prometheus_client"}
+IMPORTED_AS = {
+    "scikit-learn": "sklearn",
+    "rouge-score": "rouge_score",
+    "prometheus-client": "prometheus_client",
+    "umap-learn": "umap",
+}
 LONGEST_FUNCTION = 90
 MOST_PARAMETERS = 10
 """Without `self` and `cls`."""

@@ -1,9 +1,10 @@
-"""`quatrain inspect`: shows a model's architecture, tokens, predictions, attention and embeddings."""
+"""`quatrain inspect`: shows a model's architecture, tokens, predictions, layers, attention, embeddings."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -23,6 +24,14 @@ def inspect(
     attention: Path | None = None,
     neighbours: TextArgument | None = None,
     answer: TextArgument | None = None,
+    lens: bool = False,
+    attribution: bool = False,
+    target: TextArgument | None = None,
+    rollout: bool = False,
+    induction: bool = False,
+    embedding_map: Annotated[Literal["pca", "tsne", "umap"] | None, Parameter(name="--map")] = None,
+    texts: Path | None = None,
+    page: Path | None = None,
     top: int | None = None,
     truncate: bool = False,
     special_tokens: Annotated[bool, Parameter(negative="--no-special-tokens")] = True,
@@ -44,8 +53,24 @@ def inspect(
         Show the tokens nearest to this one in the embedding; #42 names a token by its id.
     answer
         The output text of an encoder-decoder.
+    lens
+        The logit lens: what the model would predict if each layer were its last.
+    attribution
+        How much each token of the text changes the next token's probability (or a classifier's label).
+    target
+        The output to attribute: a token, #42 for an id, or a label. The default is the likeliest.
+    rollout
+        Attention rollout: which tokens can reach the last one through all layers.
+    induction
+        Induction heads: scores of each head on random tokens that are repeated.
+    embedding_map
+        A map of the vocabulary's embedding, or of --texts: pca, tsne or umap.
+    texts
+        A file with a text on each line, for --map.
+    page
+        Write these views to an interactive HTML page.
     top
-        The number of tokens to show; 5 for --next, 10 for --neighbours by default.
+        The number of tokens to show; 5 for --next and --lens, 10 for --neighbours, 1000 for --map by default.
     truncate
         Cut a text that exceeds the model's context, instead of an error.
     special_tokens
@@ -59,8 +84,9 @@ def inspect(
 
     if attention is not None:
         attention = user_path(attention, "--attention")
-    _check(text, next_tokens, attention, answer, top)
-    asks_model = next_tokens or attention is not None or neighbours is not None
+    views = _Views(lens, attribution, target, rollout, induction, embedding_map, texts, page)
+    _check(text, next_tokens, attention, answer, top, views)
+    asks_model = next_tokens or attention is not None or neighbours is not None or views.asked
     need = "everything" if asks_model else "tokens" if text is not None else "architecture"
     subject = open_subject(model, need)
     look = _Look(subject, truncate, special_tokens, quiet=json_lines)
@@ -69,21 +95,53 @@ def inspect(
         output |= look.architecture()
     if neighbours is not None:
         output |= look.neighbours(neighbours, 10 if top is None else top)
-    if text is not None:
-        output |= look.text(read_text_argument(text), answer, next_tokens, attention, 5 if top is None else top)
+    given = None if text is None else read_text_argument(text)
+    if given is not None and (next_tokens or attention is not None or not views.asked):
+        output |= look.text(given, answer, next_tokens, attention, 5 if top is None else top)
+    if views.asked:
+        output |= look.views(views, given, answer, top)
     if json_lines:
         show_json(output)
     return 0
 
 
-def _check(text: str | None, next_tokens: bool, attention: Path | None, answer: str | None, top: int | None) -> None:
+@dataclass(frozen=True)
+class _Views:
+    """The views that are asked for beside predictions and attention maps, and their options."""
+
+    lens: bool
+    attribution: bool
+    target: str | None
+    rollout: bool
+    induction: bool
+    map: str | None
+    texts: Path | None
+    page: Path | None
+
+    @property
+    def asked(self) -> bool:
+        return self.lens or self.attribution or self.rollout or self.induction or self.map is not None
+
+
+def _check(
+    text: str | None, next_tokens: bool, attention: Path | None, answer: str | None, top: int | None, views: _Views
+) -> None:
     """Raises InputError for invalid flags, with all problems at once."""
     from quatrain.core.errors import InputError
 
     needing = {"--next": next_tokens, "--attention": attention is not None, "--answer": answer is not None}
+    needing |= {"--lens": views.lens, "--attribution": views.attribution, "--rollout": views.rollout}
     problems = [f"{flag}: needs a text; add --text TEXT" for flag, given in needing.items() if given and text is None]
-    if answer is not None and not (next_tokens or attention is not None):
-        problems.append("--answer: is for --next and --attention; add one of them")
+    if answer is not None and not (next_tokens or attention is not None or views.lens):
+        problems.append("--answer: is for --next, --lens and --attention; add one of them")
+    if views.target is not None and not views.attribution:
+        problems.append("--target: is for --attribution; add it")
+    if views.texts is not None and views.map is None:
+        problems.append("--texts: is for --map; add --map pca")
+    if views.page is not None and not views.asked:
+        problems.append("--page: has no view; add --lens, --attribution, --rollout, --induction or --map")
+    if views.page is not None and views.page.suffix.lower() not in (".html", ".htm"):
+        problems.append(f"--page {views.page}: must end in .html")
     if top is not None and top < 1:
         problems.append(f"--top {top}: must be at least 1")
     if attention is not None and attention.suffix.lower() not in ("", ".html", ".png") and not attention.is_dir():
@@ -257,6 +315,83 @@ class _Look:
         self.show([f"{each} of {count[0]} layers × {count[1]} heads" for each, count in shapes.items()])
         self.show([f"Wrote {path}" for path in written])
         return {"attention": {"shapes": shapes, "files": written}}
+
+    def views(self, asked: _Views, text: str | None, answer: str | None, top: int | None) -> dict[str, Any]:
+        """The logit lens, attribution, rollout, induction heads and map: in the terminal, and on a page."""
+        from quatrain.core.atomic import write_text
+        from quatrain.core.reading import user_path
+        from quatrain.evaluation.inspection import views_page, wording
+
+        ids = [] if text is None or not (asked.lens or asked.attribution or asked.rollout) else self._ids(text)
+        found: dict[str, Any] = {}
+        output: dict[str, Any] = {}
+        if asked.lens:
+            found["lens"] = self._lens(ids, answer, 5 if top is None else top)
+            self.show([*wording.lens_lines(found["lens"], width=_width()), ""])
+        if asked.attribution:
+            found["attribution"] = self._attribution(ids, asked.target)
+            self.show([*wording.attribution_lines(found["attribution"], width=_width()), ""])
+        if asked.rollout:
+            found["rollout"] = self._rollout(ids)
+            self.show([*wording.rollout_lines(*found["rollout"]), ""])
+        if asked.map is not None:
+            found["embedding"] = self._map(asked.map, asked.texts, 1000 if top is None else top)
+            self.show([*wording.map_lines(found["embedding"]), ""])
+        if asked.induction:
+            from quatrain.evaluation.inspection import induction_scores
+
+            special = frozenset(self.subject.tokenizer.special_ids) if self.subject.has_tokenizer else frozenset()
+            found["induction"] = induction_scores(self.subject.model, exclude=special)
+            self.show([*wording.induction_lines(found["induction"]), ""])
+        for name, value in found.items():
+            output[name] = value[1].tolist() if name == "rollout" else value.as_dict()
+        if asked.page is not None:
+            path = user_path(asked.page, "--page")
+            write_text(path, views_page(self.subject.title, **found))
+            self.show([f"Wrote {path}"])
+            output["page"] = str(path)
+        return output
+
+    @property
+    def _output_tokenizer(self) -> Any:
+        """The tokenizer of what the model predicts."""
+        subject = self.subject
+        return subject.target_tokenizer if subject.config.architecture == "encoder-decoder" else subject.tokenizer
+
+    def _lens(self, ids: list[int], answer: str | None, top: int) -> Any:
+        from quatrain.evaluation.inspection import logit_lens
+
+        return logit_lens(self.subject.model, self._output_tokenizer, ids, answer=self._answer(answer, None), top=top)
+
+    def _attribution(self, ids: list[int], target: str | None) -> Any:
+        from quatrain.evaluation.inspection import attribute, find_token
+
+        config, chosen = self.subject.config, None
+        if target is not None and target in config.labels:
+            chosen = config.labels.index(target)
+        elif target is not None:
+            chosen = find_token(self._output_tokenizer, target).id
+        others = self._output_tokenizer if config.architecture == "encoder-decoder" and not config.labels else None
+        return attribute(self.subject.model, self.subject.tokenizer, ids, target=chosen, target_tokenizer=others)
+
+    def _rollout(self, ids: list[int]) -> Any:
+        from quatrain.evaluation.inspection import attention_maps, attention_rollout
+
+        maps = attention_maps(self.subject.model, self.subject.tokenizer, ids)[0]
+        return maps.keys, attention_rollout(maps)
+
+    def _map(self, method: str, texts: Path | None, count: int) -> Any:
+        from quatrain.core.errors import InputError
+        from quatrain.core.reading import read_text, user_path
+        from quatrain.evaluation.inspection import embedding_map, text_vectors, token_map, vocabulary_tokens
+
+        subject = self.subject
+        if texts is None:
+            return token_map(subject.model, vocabulary_tokens(subject.tokenizer, count), method=method)
+        lines = [line.strip() for line in read_text(user_path(texts, "--texts")).splitlines() if line.strip()]
+        if not lines:
+            raise InputError(f"{texts}: has no text; write one on each line")
+        return embedding_map(text_vectors(subject.model, subject.tokenizer, lines), lines, method=method)
 
 
 def _width() -> int:

@@ -155,6 +155,13 @@ class Subject:
         """The tokenizer of the decoder's output; it differs from `tokenizer` for Marian only."""
         return self._tokenizer(target=True)
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the folder, or that of its base, has a tokenizer."""
+        from quatrain.tokenizers.files import has_tokenizer
+
+        return any(has_tokenizer(folder) for folder in (self.folder, self.base))
+
     def _tokenizer(self, *, target: bool) -> Tokenizer:
         from quatrain.tokenizers.files import has_tokenizer
         from quatrain.tokenizers.tokenizer import Tokenizer

@@ -6,9 +6,15 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from quatrain.core.wording import format_bytes, shorten, text_table
 from quatrain.evaluation.inspection.architecture import Architecture, ModulePart
+from quatrain.evaluation.inspection.attribution import Attribution
 from quatrain.evaluation.inspection.choices import choices
+from quatrain.evaluation.inspection.embedding_map import EmbeddingMap
+from quatrain.evaluation.inspection.induction import InductionScores
+from quatrain.evaluation.inspection.logit_lens import LogitLens
 from quatrain.evaluation.inspection.neighbours import Neighbour
 from quatrain.evaluation.inspection.predictions import Prediction, Predictions
 from quatrain.evaluation.inspection.tokens import Token
@@ -21,6 +27,8 @@ KINDS = {
     "answer": "The decoder's next token, given the text and its output so far:",
 }
 LONGEST_TOKEN = 20
+LENS_CELL = 9
+"""Columns of a cell of the logit lens."""
 
 
 def architecture_lines(result: Architecture, *, width: int = 100) -> Iterator[str]:
@@ -170,6 +178,88 @@ def _wrapped(words: Sequence[str], width: int) -> list[str]:
         else:
             lines.append(word)
     return lines or [""]
+
+
+def lens_lines(lens: LogitLens, *, width: int = 100) -> Iterator[str]:
+    """The first guess of each layer at the last positions, then how likely the right tokens are after each layer."""
+    width = max(width, NARROWEST)
+    room = max(1, (width - 12) // (LENS_CELL + 1))
+    places = range(max(0, len(lens.read) - room), len(lens.read))
+    yield "The first guess after each layer (logit lens); * marks the right token:"
+    yield ""
+    yield f"{'read':<11} " + " ".join(_pad(shorten(lens.read[place].shown, LENS_CELL), LENS_CELL) for place in places)
+    for number in reversed(range(len(lens.readings))):
+        cells = []
+        for place in places:
+            reading = lens.readings[number][place]
+            guess = shorten(reading.candidates[0].token.shown, LENS_CELL - 1)
+            cells.append(_pad(guess + ("*" if reading.rank == 1 else ""), LENS_CELL))
+        yield f"{lens.layer_name(number):<11} " + " ".join(cells)
+    right = [
+        None if each is None else shorten(each.shown, LENS_CELL) for each in (lens.right[place] for place in places)
+    ]
+    yield f"{'right':<11} " + " ".join(_pad(each or "(next)", LENS_CELL) for each in right)
+    yield ""
+    yield "layer        mean probability of the right token, median rank"
+    for number, row in enumerate(lens.readings):
+        ranks = sorted(each.rank for each in row if each.rank is not None)
+        mean = lens.mean_probability(number)
+        if mean is not None:
+            yield f"{lens.layer_name(number):<11}  {_percent(mean):>7}  {ranks[len(ranks) // 2]:>7,}"
+
+
+def attribution_lines(result: Attribution, *, width: int = 100) -> Iterator[str]:
+    """One line per token with a bar, then what the integration misses."""
+    yield f"What changes the output {result.target} ({result.output:.2f} nats), by {result.method.replace('_', ' ')}:"
+    yield ""
+    longest = max(_cells(shorten(each.shown, LONGEST_TOKEN)) for each in result.tokens)
+    most = max(abs(score) for score in result.scores) or 1.0
+    bars = max(10, min(40, width - longest - 12))
+    for each, score in zip(result.tokens, result.scores, strict=True):
+        bar = ("+" if score > 0 else "-") * round(bars * abs(score) / most)
+        yield f"{_pad(shorten(each.shown, LONGEST_TOKEN), longest)}  {score:>8.3f}  {bar}"
+    if result.gap is not None and result.baseline is not None:
+        yield ""
+        yield (
+            f"The scores sum to {sum(result.scores):.3f}; the output differs from the baseline's by "
+            f"{result.output - result.baseline:.3f} ({result.steps} steps)."
+        )
+
+
+def rollout_lines(read: Sequence[Token], weights: Tensor) -> Iterator[str]:
+    """The tokens that reach the last position through all layers, largest first."""
+    yield f"What reaches the last token, {read[-1].shown}, through all layers (attention rollout):"
+    yield ""
+    values, places = weights[-1, -1].topk(min(10, len(read)))
+    for share, place in zip(values.tolist(), places.tolist(), strict=True):
+        yield f"{_percent(share):>7}  {place:>4}  {read[place].shown}"
+
+
+def map_lines(result: EmbeddingMap) -> Iterator[str]:
+    """How many points a map has, its axes, and the points at their ends."""
+    shares = " and ".join(f"{share:.1%}" for share in result.explained)
+    yield f"{len(result.names):,} points, {result.method}" + (
+        f"; the axes have {shares} of the variance" if shares else ""
+    )
+    for axis, name in enumerate(("first", "second")):
+        order = result.points[:, axis].argsort().tolist()
+        low, high = (
+            " ".join(shorten(result.names[at], LONGEST_TOKEN) for at in ends) for ends in (order[:6], order[-6:])
+        )
+        yield f"{name} axis: {low}  …  {high}"
+    yield "Add --page FILE.html to see all of them."
+
+
+def induction_lines(scores: InductionScores) -> Iterator[str]:
+    """The strongest heads, and the loss in the two copies."""
+    yield f"Loss on {scores.length} random tokens: {scores.loss_first:.2f} nats, repeated: {scores.loss_second:.2f}"
+    yield ""
+    yield "layer  head  prefix matching  copying  the token before"
+    for layer, head in scores.strongest(10):
+        yield (
+            f"{layer:>5}  {head:>4}  {float(scores.prefix_matching[layer, head]):>15.3f}  "
+            f"{float(scores.copying[layer, head]):>7.2f}  {float(scores.previous_token[layer, head]):>16.3f}"
+        )
 
 
 def neighbour_lines(token: Token, result: Sequence[Neighbour]) -> Iterator[str]:
