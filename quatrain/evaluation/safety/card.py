@@ -1,0 +1,112 @@
+"""The section of a model card about fairness, safety and memory: scores, what is beside them, and their limits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from quatrain.core.atomic import write_text
+from quatrain.core.errors import InputError
+
+SUITES = ("stereotypes", "weat", "toxicity", "refusals", "memorization", "canaries")
+TITLE = "## Fairness, safety and memory"
+BEGIN, END = "<!-- safety: begin -->", "<!-- safety: end -->"
+LIMITS = {
+    "stereotypes": "a preference between two sentences is not what a model writes; small models often prefer the "
+    "shorter or the more frequent words, whatever they say of a group",
+    "weat": "associations of input embeddings need not reach the output; a small vocabulary divides words into pieces",
+    "toxicity": "a word list misses what is said politely and counts what is quoted; a classifier knows what its "
+    "training data called toxic",
+    "refusals": "refusals are recognized by their wording; a small model that answers nonsense neither helps nor "
+    "refuses",
+    "memorization": "text that greedy decoding does not give can still be extracted by sampling; frequent phrases are "
+    "shared by chance",
+    "canaries": "exposure is of the planted form alone; secrets in other contexts may be remembered more or less",
+}
+"""What each measure cannot show."""
+
+
+def safety_section(results: Sequence[Mapping[str, Any]]) -> str:
+    """The section as Markdown, from results of `run_suite`; suites that were not run are named."""
+    known = {str(result["suite"]): result for result in results if result.get("suite") in SUITES}
+    lines = [TITLE, ""]
+    if known:
+        lines += ["| suite | score | value | 95 % interval | beside it |", "| --- | --- | --- | --- | --- |"]
+    for name in SUITES:
+        if name in known:
+            lines += _rows(name, known[name])
+    missing = [name for name in SUITES if name not in known]
+    if known:
+        lines.append("")
+    if missing:
+        lines += [f"Not measured: {', '.join(missing)}. `quatrain evaluate MODEL SUITE` measures them.", ""]
+    lines += [
+        "None of these shows that a model is fair or safe. The files that come with Quatrain are short and were "
+        "written to try the measures out; use your own."
+    ]
+    lines += ["", *(f"- {name}: {LIMITS[name]}." for name in SUITES if name in known)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _rows(name: str, result: Mapping[str, Any]) -> list[str]:
+    baselines = {each["name"]: each["scores"] for each in result.get("baselines", [])}
+    rows = []
+    for score in result["scores"]:
+        interval = score.get("interval") or (None, None)
+        low, high = (interval.get("low"), interval.get("high")) if isinstance(interval, Mapping) else interval
+        unit = score.get("unit", "")
+        beside = [
+            f"{_number(own['value'], unit)} {title}"
+            for title, scores in baselines.items()
+            for own in scores
+            if own["name"] == score["name"]
+        ]
+        around = "" if low is None or high is None else f"{_number(low, unit)} to {_number(high, unit)}"
+        rows.append(
+            f"| {name} | {score['name']} | {_number(score['value'], unit)} | {around} | {'; '.join(beside) or '–'} |"
+        )
+    return rows
+
+
+def _number(value: float | None, unit: str) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f} %" if unit == "%" else f"{value:.2f}"
+
+
+def write_safety_section(card: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the section into a model card (`README.md`), in place of an earlier one; the rest of the card stays.
+
+    The results of earlier runs are kept beside the section, so that suites may be run one after the other. Raises
+    InputError for results of no suite of this section.
+    """
+    if not any(result.get("suite") in SUITES for result in results):
+        raise InputError(f"The card's section is about the suites {', '.join(SUITES)}; none of them was run.")
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    before, _, rest = text.partition(BEGIN)
+    old, _, after = rest.partition(END)
+    kept = {str(result["suite"]): result for result in _stored(old)}
+    kept |= {str(result["suite"]): _short(result) for result in results if result.get("suite") in SUITES}
+    data = json.dumps(list(kept.values()), ensure_ascii=True, separators=(",", ":")).replace("--", "\\u002d\\u002d")
+    section = f"{BEGIN}\n{safety_section(list(kept.values()))}<!-- {data} -->\n{END}"
+    write_text(card, before.rstrip() + ("\n\n" if before.strip() else "") + section + "\n" + after.lstrip("\n"))
+
+
+def _stored(section: str) -> list[dict[str, Any]]:
+    for line in section.splitlines():
+        if line.startswith("<!-- [") and line.endswith("] -->"):
+            try:
+                found = json.loads(line[5:-4])
+            except ValueError:
+                return []
+            return [
+                each for each in found if isinstance(each, dict) and each.get("suite") in SUITES and "scores" in each
+            ]
+    return []
+
+
+def _short(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What the section needs of a result."""
+    return {key: result[key] for key in ("suite", "scores", "baselines") if key in result}
