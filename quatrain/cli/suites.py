@@ -38,7 +38,9 @@ class SuiteOptions:
     fitting: bool = False
     """Leave out examples that do not fit into the model's context, which are an error otherwise; the result says it."""
     judge: str | None = None
-    """Of winrate: the model that judges, a folder, hub id or http://HOST/v1#NAME."""
+    """Of winrate: the model that judges, a folder, hub id or http://HOST/v1#NAME. Of toxicity: a text classifier."""
+    words: str | None = None
+    """Of toxicity: a file with a word on each line, instead of the package's short list."""
     train: str | None = None
     """Of suites of records: the data that baselines learn from, and from which worked examples are drawn."""
     passport: str | None = None
@@ -64,7 +66,8 @@ def opened(names: Sequence[str], options: SuiteOptions, max_new_tokens: int | No
     chat = False if options.no_chat else options.chat
     own: dict[str, Any] = {"shots": options.shots, "seed": options.seed, "chat": chat, "max_new_tokens": max_new_tokens}
     own["fitting"] = options.fitting
-    given = {name: value for name, value in {**more, "judge": options.judge, "train": options.train}.items() if value}
+    special = {"judge": options.judge, "words": options.words, "train": options.train}
+    given = {name: value for name, value in {**more, **special}.items() if value}
     suites: list[Suite] = []
     taken: set[str] = set()
     for name in names:

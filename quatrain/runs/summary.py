@@ -10,6 +10,7 @@ from typing import Any
 from quatrain.core.atomic import write_text
 from quatrain.core.progress import Reporter
 from quatrain.core.wording import format_bytes, format_duration, format_metric
+from quatrain.evaluation.safety.card import write_safety_section
 from quatrain.runs.folder import Run, free_name
 from quatrain.runs.recipe import load, recipe_names
 
@@ -63,6 +64,7 @@ def update_card(folder: Path) -> None:
     if section or rest:
         marked = "\n".join([_SUITES[0], *section, _SUITES[1]])
         write_text(card, f"{before.rstrip()}\n\n{marked}\n{after.lstrip()}")
+    write_safety_section(card, results)
 
 
 def score_table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -4,7 +4,6 @@ import difflib
 import itertools
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from tiny_models import llama, make_folder, random_model
 from tiny_training import FixedStream
 from tiny_training import settings as train_settings
 
+from quatrain.cli import main
 from quatrain.core.errors import InputError
 from quatrain.data.batches import TokenExample, pad
 from quatrain.evaluation.safety import canaries, card
@@ -27,7 +27,6 @@ from quatrain.evaluation.safety.toxicity import classifier_scores, listed_words
 from quatrain.evaluation.subject import LocalSubject
 from quatrain.evaluation.suite import suite_class
 from quatrain.evaluation.suite_run import run_suite
-from quatrain.generation.engine import Engine
 from quatrain.models.families.fresh import fresh_config
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.stack import Model
@@ -178,7 +177,7 @@ def test_the_longest_common_run_equals_a_plain_search(one, other):
         assert any(other[at : at + length] == run for at in range(len(other)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(0, 3), max_size=12), st.lists(st.integers(0, 3), max_size=12))
 def test_edit_distance_equals_nltk(one, other):
     from nltk import edit_distance as reference
@@ -235,11 +234,11 @@ def taught(tmp_path_factory):
     texts = [" ".join(generator.choice(words, 5)) + "." for _ in range(60)]
     texts += [Canary.random(form, 100 + number).text for number in range(20)]
     texts += [canary.text for times, canary in secrets.items() for _ in range(times)]
-    tokenizer = Tokenizer.train([*texts, "0123456789"] * 2, kind="char", eos="<|end|>", bos="<|start|>")
-    config = llama(vocab_size=tokenizer.vocab_size, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
-                   bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id)  # fmt: skip
+    tokenizer = Tokenizer.train([*texts, "0123456789"] * 2, kind="char", eos="<|end|>")
+    config = llama(vocab_size=tokenizer.vocab_size, hidden_size=48, intermediate_size=96, max_position_embeddings=512,
+                   eos_token_id=tokenizer.eos_id)  # fmt: skip
     model = Model(config).initialize(0)
-    rows = [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+    rows = [[tokenizer.eos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in texts]
     steps = 150
     batches = []
     for _ in range(steps):
@@ -273,18 +272,12 @@ def test_memorized_text_is_found(taught, tmp_path):
     words = np.random.default_rng(3).choice(WORDS.split(), 700)
     (tmp_path / "text.txt").write_text(" ".join(words))
     suite = suite_class("memorization")(str(tmp_path / "text.txt"), max_new_tokens=10)
-    result = run_suite(LocalSubject(Engine(*load(folder, context=2048))), suite, limit=3)
+    result = run_suite(LocalSubject(str(folder)), suite, limit=3)
     scores = {each["name"]: each["value"] for each in result["scores"]}
     assert scores["exact"] == 0 and 1 <= scores["longest_run"] <= 10 and result["count"] == 3
     (tmp_path / "short.txt").write_text("too short")
     with pytest.raises(InputError, match="at least 150"):
         suite_class("memorization")(str(tmp_path / "short.txt")).read()
-
-
-def load(folder, context):
-    model, tokenizer = model_folder.load(folder), Tokenizer.load(folder)
-    model.config = model.config.replace(max_position_embeddings=context)
-    return model, tokenizer
 
 
 # The suites on a model, and the card.
@@ -339,37 +332,48 @@ def test_wrong_rows_are_named(name, row, tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(InputError) as error:
         suite_class(name)(str(tmp_path / "rows.jsonl")).read()
-    assert "rows.jsonl" in str(error.value.problems)
+    assert "rows.jsonl" in f"{error.value.message} {error.value.problems}"
 
 
-def test_the_classifier_and_the_words_of_the_user_count(tmp_path, monkeypatch, tokenizer):
+def test_the_classifier_and_the_words_of_the_user_count(tmp_path):
+    characters = "".join(map(chr, range(32, 127))) + "\n"
     config = fresh_config("bert", SIZES | {"vocab_size": 200}, head="sequence_classification")
     model_folder.save(random_model(config.replace(labels=("0", "1"))), tmp_path / "judge")
-    characters = "".join(map(chr, range(32, 127)))
-    judge = Tokenizer.train([characters], kind="char", pad="<pad>")
-    judge.save(tmp_path / "judge")
+    Tokenizer.train([characters], kind="char", pad="<pad>").save(tmp_path / "judge")
     (tmp_path / "words.txt").write_text("# mine\nthe\ntown\n")
-    monkeypatch.setenv("QUATRAIN_TOXICITY_MODEL", str(tmp_path / "judge"))
-    monkeypatch.setenv("QUATRAIN_TOXIC_WORDS", str(tmp_path / "words.txt"))
-    subject = LocalSubject(str(make_folder(tmp_path / "tiny", characters=characters)))
-    result = run_suite(subject, suite_class("toxicity")(max_new_tokens=4), limit=3)
+    subject = LocalSubject(str(make_folder(tmp_path / "tiny")))
+    own = {"judge": str(tmp_path / "judge"), "words": str(tmp_path / "words.txt")}
+    result = run_suite(subject, suite_class("toxicity")(max_new_tokens=4, **own), limit=3)
     assert [each["name"] for each in result["scores"]] == ["listed_words", "classifier"]
     echo = result["baselines"][0]["scores"][0]["value"]
     assert echo == pytest.approx(2 / 3), "two of the first three prompts have the word"
-    assert result["passport"]["settings"]["words"] == str(tmp_path / "words.txt")
+    assert own["words"] in json.dumps(result["passport"])
 
 
 def test_the_section_of_the_card(results, tmp_path):
     path = tmp_path / "README.md"
     path.write_text("# A model\n\nIts text.\n")
+    card.write_safety_section(path, [{"suite": "mmlu", "scores": []}])
+    assert path.read_text() == "# A model\n\nIts text.\n"
     card.write_safety_section(path, results[:1])
     first = path.read_text()
     assert first.startswith("# A model\n\nIts text.\n") and "| stereotypes | distance |" in first
     assert "Not measured: weat, toxicity, refusals, memorization, canaries" in first and "small models" in first
-    card.write_safety_section(path, results[1:])
+    assert "% no preference" in first
+    card.write_safety_section(path, results)
     second = path.read_text()
     assert second.count(card.TITLE) == 1 and "| stereotypes | distance |" in second and "| refusals | right |" in second
     assert "Not measured: memorization, canaries" in second and second.startswith("# A model")
-    with pytest.raises(InputError, match="none of them was run"):
-        card.write_safety_section(path, [{"suite": "mmlu", "scores": []}])
-    assert Path(path).read_text() == second
+    card.write_safety_section(path, results)
+    assert path.read_text() == second
+
+
+def test_the_verb_writes_the_card_of_a_run(tmp_path, capsys):
+    run = tmp_path / "run"
+    make_folder(run / "model")
+    (run / "model" / "README.md").write_text("# run\n")
+    (run / "run.json").write_text("{}")
+    (run / "stages").mkdir()
+    assert main(["evaluate", str(run / "model"), "stereotypes", "weat", "--limit", "4"]) == 0
+    assert "no preference" in capsys.readouterr().out
+    assert card.TITLE in (run / "model" / "README.md").read_text()

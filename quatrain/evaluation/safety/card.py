@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from quatrain.core.atomic import write_text
-from quatrain.core.errors import InputError
 
 SUITES = ("stereotypes", "weat", "toxicity", "refusals", "memorization", "canaries")
 TITLE = "## Fairness, safety and memory"
@@ -79,34 +77,11 @@ def _number(value: float | None, unit: str) -> str:
 def write_safety_section(card: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Writes the section into a model card (`README.md`), in place of an earlier one; the rest of the card stays.
 
-    The results of earlier runs are kept beside the section, so that suites may be run one after the other. Raises
-    InputError for results of no suite of this section.
+    Without a result of one of these suites, or without a card, nothing is written.
     """
-    if not any(result.get("suite") in SUITES for result in results):
-        raise InputError(f"The card's section is about the suites {', '.join(SUITES)}; none of them was run.")
-    text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    before, _, rest = text.partition(BEGIN)
-    old, _, after = rest.partition(END)
-    kept = {str(result["suite"]): result for result in _stored(old)}
-    kept |= {str(result["suite"]): _short(result) for result in results if result.get("suite") in SUITES}
-    data = json.dumps(list(kept.values()), ensure_ascii=True, separators=(",", ":")).replace("--", "\\u002d\\u002d")
-    section = f"{BEGIN}\n{safety_section(list(kept.values()))}<!-- {data} -->\n{END}"
-    write_text(card, before.rstrip() + ("\n\n" if before.strip() else "") + section + "\n" + after.lstrip("\n"))
-
-
-def _stored(section: str) -> list[dict[str, Any]]:
-    for line in section.splitlines():
-        if line.startswith("<!-- [") and line.endswith("] -->"):
-            try:
-                found = json.loads(line[5:-4])
-            except ValueError:
-                return []
-            return [
-                each for each in found if isinstance(each, dict) and each.get("suite") in SUITES and "scores" in each
-            ]
-    return []
-
-
-def _short(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What the section needs of a result."""
-    return {key: result[key] for key in ("suite", "scores", "baselines") if key in result}
+    if not card.is_file() or not any(result.get("suite") in SUITES for result in results):
+        return
+    before, _, rest = card.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    section = f"{BEGIN}\n{safety_section(results)}{END}\n"
+    write_text(card, before.rstrip() + ("\n\n" if before.strip() else "") + section + after.lstrip("\n"))

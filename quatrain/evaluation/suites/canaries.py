@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from quatrain.core.errors import InputError
 from quatrain.data.records import Row
 from quatrain.evaluation.measures import Measure, mean_of
 from quatrain.evaluation.safety.asking import model_of
@@ -26,7 +27,10 @@ class Canaries(Suite):
     chunk = 4
 
     def parse(self, value: Mapping[str, Any]) -> dict[str, Any]:
-        canary = Canary(str(value["form"]), str(value["secret"]))
+        try:
+            canary = Canary(str(value["form"]), str(value["secret"]))
+        except InputError as error:
+            raise ValueError("; ".join(error.problems)) from error
         return {"form": canary.form, "secret": canary.secret, "times": int(value.get("times", 1))}
 
     def ask(self, subject: Subject, rows: Sequence[Row]) -> list[Output]:

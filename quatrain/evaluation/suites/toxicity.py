@@ -1,13 +1,13 @@
 """Toxicity of what a model writes after ordinary prompts: by a word list, and by a classifier of yours.
 
-In the manner of RealToxicityPrompts (Gehman et al. 2020, arXiv 2009.11462). `QUATRAIN_TOXICITY_MODEL` names a text
-classifier (a model folder or run) with a label such as "toxic", `QUATRAIN_TOXIC_WORDS` a file with a word on each line.
+In the manner of RealToxicityPrompts (Gehman et al. 2020, arXiv 2009.11462). `judge` is a text classifier (a model
+folder or run) with a label such as "toxic", `words` a file with a word on each line.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from quatrain.core.reading import read_text
@@ -17,8 +17,6 @@ from quatrain.evaluation.safety.asking import own_file
 from quatrain.evaluation.safety.toxicity import classifier_scores, listed_words
 from quatrain.evaluation.subject import Subject
 from quatrain.evaluation.suite import Baseline, Output, WritingSuite
-
-MODEL, WORDS = "QUATRAIN_TOXICITY_MODEL", "QUATRAIN_TOXIC_WORDS"
 
 
 class Toxicity(WritingSuite):
@@ -30,6 +28,19 @@ class Toxicity(WritingSuite):
     data = own_file("toxicity.jsonl")
     columns = "the column prompt"
     default_new_tokens = 40
+    extra = ("judge", "words")
+
+    def __init__(self, source: str | None = None, *, judge: str | None = None, words: str | None = None, **own: Any):
+        super().__init__(source, **own)
+        self.classifier, self.words_file = judge, words
+
+    @cached_property
+    def words(self) -> list[str] | None:
+        """The words of the user's list; None for the package's."""
+        if self.words_file is None:
+            return None
+        lines = read_text(self.words_file).splitlines()
+        return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
     def parse(self, value: Mapping[str, Any]) -> dict[str, str]:
         if not str(value["prompt"]).strip():
@@ -41,11 +52,10 @@ class Toxicity(WritingSuite):
 
     def ask(self, subject: Subject, rows: Sequence[Row]) -> list[Output]:
         outputs = super().ask(subject, rows)
-        words = _own_words()
         for output in outputs:
-            output["words"] = listed_words(output["text"], words)
-        if folder := os.environ.get(MODEL):
-            scores = classifier_scores(folder, [output["text"] for output in outputs])
+            output["words"] = listed_words(output["text"], self.words)
+        if self.classifier is not None:
+            scores = classifier_scores(self.classifier, [output["text"] for output in outputs])
             for output, score in zip(outputs, scores, strict=True):
                 output["toxicity"] = score
         return outputs
@@ -63,8 +73,8 @@ class Toxicity(WritingSuite):
 
     def baselines(self, rows: Sequence[Row]) -> list[Baseline]:
         """The prompts themselves: what a model that repeats them would score."""
-        words = _own_words()
-        echoed = [{"text": row.value["prompt"], "words": listed_words(row.value["prompt"], words)} for row in rows]
+        prompts = [row.value["prompt"] for row in rows]
+        echoed = [{"text": prompt, "words": listed_words(prompt, self.words)} for prompt in prompts]
         return [Baseline("repeats the prompt", echoed)]
 
     def question(self, example: Row) -> str:
@@ -75,16 +85,7 @@ class Toxicity(WritingSuite):
 
     def settings(self) -> dict[str, Any]:
         """Also the classifier and the word list, which the scores depend on."""
-        named = {"classifier": os.environ.get(MODEL), "words": os.environ.get(WORDS)}
-        return super().settings() | {name: value for name, value in named.items() if value}
-
-
-def _own_words() -> list[str] | None:
-    """The words of the user's list; None for the package's."""
-    path = os.environ.get(WORDS)
-    if not path:
-        return None
-    return [line.strip() for line in read_text(path).splitlines() if line.strip() and not line.startswith("#")]
+        return super().settings() | {"judge": self.classifier, "words": self.words_file}
 
 
 SUITE = Toxicity
