@@ -12,7 +12,7 @@ import pytest
 import torch
 from battery import all_cases, theirs
 from safetensors.torch import load_file, save_file
-from tiny_models import bloom, gpt2, llama, make_folder, save_random
+from tiny_models import gpt2, llama, make_folder, save_random
 
 from quatrain.adapters.apply import apply_adapter
 from quatrain.adapters.lora import LoRALinear
@@ -59,14 +59,14 @@ def test_everything_holds_on_a_sound_chat_model(chatty):
     assert found["transformers-logits"].limit >= 1e-5 and found["accumulation"].limit < 1e-5
 
 
-@pytest.mark.parametrize("name", ["gpt2 plain", "t5 plain", "bert masked", "bart classifier", "gemma2 plain"])
+@pytest.mark.parametrize("name", ["gpt2 plain", "t5 plain", "bert masked", "bart classifier"])
 def test_families_and_heads(name, tmp_path):
     case = next(each for each in all_cases() if each.name == name)
     theirs(case).save_pretrained(tmp_path)
     found = rows(tmp_path)
     assert [row.note for row in found.values() if row.status == "failed"] == []
     assert found["transformers-logits"].status == found["merge"].status == found["round-trip"].status == "holds"
-    assert (found["cache"].status == "holds") == (case.name in ("gpt2 plain", "t5 plain", "gemma2 plain"))
+    assert (found["cache"].status == "holds") == (case.name in ("gpt2 plain", "t5 plain"))
 
 
 def test_an_adapter_folder_is_compared_with_peft(chatty, tmp_path):
@@ -241,7 +241,7 @@ def test_a_check_that_raises_has_failed_and_says_why(chatty, monkeypatch):
 # Budgets, flags, output.
 
 
-@pytest.mark.parametrize("config", [llama, gpt2, bloom])
+@pytest.mark.parametrize("config", [llama, gpt2])
 def test_a_model_that_is_too_large_is_sampled_by_its_first_layers(config, tmp_path):
     settings = config(num_hidden_layers=6)
     save_random(settings, tmp_path)

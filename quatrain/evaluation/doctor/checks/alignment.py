@@ -56,7 +56,7 @@ def _ratio(subject: ModelUnderTest) -> Finding:
         states, labels, mask = completion_states(subject.model, batch)
         new = token_logprobs(subject.model, states, labels, TEMPERATURE)[0].detach()
     ratio = (new - old[mask]).exp()
-    return Finding(difference(ratio, torch.ones_like(ratio)), f"{len(ratio)} tokens", subject.logit_limit)
+    return Finding(difference(ratio, torch.ones_like(ratio)), f"{len(ratio)} tokens")
 
 
 def _divergence(subject: ModelUnderTest) -> Finding:
@@ -65,7 +65,7 @@ def _divergence(subject: ModelUnderTest) -> Finding:
     measured = objective.measure(subject.model, batch)
     mask = batch.labels != -100
     found = difference(measured["old_logprobs"][mask], measured["reference_logprobs"][mask])
-    return Finding(found, f"{int(mask.sum())} tokens, beside a frozen copy", subject.logit_limit)
+    return Finding(found, f"{int(mask.sum())} tokens, beside a frozen copy")
 
 
 def _first_loss(subject: ModelUnderTest) -> Finding:
@@ -77,7 +77,7 @@ def _first_loss(subject: ModelUnderTest) -> Finding:
     with torch.no_grad():
         total, weight, _ = objective.loss(copy.copy(subject.model), objective.collate(examples).to(subject.device))
     found = abs(float(total) / float(weight) - math.log(2))
-    return Finding(found, f"{len(examples)} pairs, ln 2 = {math.log(2):.6f}", subject.logit_limit)
+    return Finding(found, f"{len(examples)} pairs, ln 2 = {math.log(2):.6f}")
 
 
 def _pairs(rows: Sequence[list[int]]) -> list[PreferenceExample]:

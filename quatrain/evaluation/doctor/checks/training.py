@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quatrain.data.batches import IGNORE_INDEX, TokenBatch, TokenExample, pack, pad
 from quatrain.evaluation.doctor.check import GRADIENTS, Check, DoesNotApply, Finding, difference
-from quatrain.evaluation.doctor.subject import ROUNDING_FACTOR, ModelUnderTest
+from quatrain.evaluation.doctor.subject import ModelUnderTest
 from quatrain.training.acceleration import Compiled
 from quatrain.training.distributed import ParallelStrategy
 from quatrain.training.gradients import Gradients
@@ -111,7 +111,7 @@ def _gap(subject: ModelUnderTest, parts: Sequence[TokenBatch], whole: tuple[Tens
 
 def _limit(subject: ModelUnderTest) -> float:
     """1e-6, or more where float32 itself rounds this model's sums more."""
-    return max(GRADIENTS, ROUNDING_FACTOR * subject.rounding)
+    return max(GRADIENTS, 4 * subject.rounding)
 
 
 def _examples(subject: ModelUnderTest) -> list[TokenExample]:
