@@ -26,6 +26,7 @@ from quatrain.cli.prompt import search as search_prompt
 from quatrain.cli.recipes import recipes
 from quatrain.cli.run import run
 from quatrain.cli.serve import serve
+from quatrain.cli.sweep import sweep
 from quatrain.cli.tokenize import tokenize
 from quatrain.core.errors import InputError
 
@@ -57,6 +58,7 @@ def build_app() -> App:
         recipes,
         check,
         plan,
+        sweep,
         tokenize,
         inspect,
         generate,

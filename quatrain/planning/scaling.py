@@ -206,7 +206,7 @@ def fit(
 ) -> Fit:  # fmt: skip
     """Fits L = E + A / N^alpha + B / D^beta to runs.
 
-    Minimizes the sum of Huber losses of log L (threshold 1e-3) over log E, log A, log B, alpha, beta by L-BFGS in
+    Minimizes the sum of Huber losses of log L (threshold 1e-3) over the logarithms of the five constants by L-BFGS in
     float64 from the most promising of a grid of starting points. `bootstrap`: draws with replacement, each fitted from
     the best point, for standard errors. Raises InputError for fewer than 6 runs, and for values that are not positive.
     """
@@ -216,14 +216,9 @@ def fit(
     if not (np.isfinite(data).all() and (data > 0).all()):
         raise InputError("parameters, tokens and losses must be positive numbers")
     logs = torch.from_numpy(np.log(data))
-    starts = torch.tensor(
-        list(
-            product(
-                (-1.0, 0.0, 0.5, 1.0), (0.0, 5.0, 10.0, 15.0), (0.0, 5.0, 10.0, 15.0), (0.1, 0.4, 0.8), (0.1, 0.4, 0.8)
-            )
-        ),
-        dtype=torch.float64,
-    )
+    exponents = tuple(math.log(each) for each in (0.1, 0.4, 0.8))
+    grid = product((-1.0, 0.0, 0.5, 1.0), (0.0, 5.0, 10.0, 15.0), (0.0, 5.0, 10.0, 15.0), exponents, exponents)
+    starts = torch.tensor(list(grid), dtype=torch.float64)
     promising = starts[_objective(starts, logs).argsort()[:STARTS]]
     best, objective = _minimized(promising, logs)
     errors = dict.fromkeys(("E", "A", "B", "alpha", "beta"), 0.0)
@@ -239,14 +234,15 @@ def fit(
 
 def _constants(point: Tensor) -> dict[str, float]:
     e, a, b, alpha, beta = point.tolist()
-    return {"E": math.exp(e), "A": math.exp(a), "B": math.exp(b), "alpha": alpha, "beta": beta}
+    return {name: math.exp(each) for name, each in zip("E A B alpha beta".split(), (e, a, b, alpha, beta), strict=True)}
 
 
 def _objective(points: Tensor, logs: Tensor) -> Tensor:
-    """The sum of Huber losses of each of (K, 5) points, (K,)."""
+    """The sum of Huber losses of each of (K, 5) points, (K,). A point has the logarithms of E, A, B, alpha and beta."""
     n, d, loss = logs
     e, a, b, alpha, beta = (points[:, index, None] for index in range(5))
-    predicted = torch.logsumexp(torch.stack([a - alpha * n, b - beta * d, e.expand(-1, n.numel())]), 0)
+    falls = torch.stack([a - alpha.exp() * n, b - beta.exp() * d, e.expand(-1, n.numel())])
+    predicted = torch.logsumexp(falls, 0)
     return torch.nn.functional.huber_loss(predicted, loss.expand_as(predicted), delta=DELTA, reduction="none").sum(1)
 
 

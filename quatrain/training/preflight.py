@@ -148,8 +148,10 @@ def _rows(
 
 
 def _labels(objective: Objective, examples: Sequence[Any]) -> dict[str, int]:
+    """How often each label occurs, in a sample from all of the examples: files are often sorted by their label."""
     names = getattr(objective, "labels", None)
-    values = [getattr(example, "label", None) for example in examples[:MOST_EXAMPLES]]
+    step = max(1, len(examples) // MOST_EXAMPLES)
+    values = [getattr(examples[number], "label", None) for number in range(0, len(examples), step)]
     if not names or any(not isinstance(value, int) for value in values):
         return {}
     return {names[value]: count for value, count in Counter(values).most_common()}

@@ -26,6 +26,7 @@ VERBS = [
     "generate",
     "merge",
     "plan",
+    "sweep",
     "predict",
     "recipes",
     "run",

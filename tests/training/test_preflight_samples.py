@@ -113,6 +113,17 @@ def test_hidden_words_spans_pairs_and_classes():
     assert "every example has the label 'yes'" in problem
 
 
+def test_labels_of_a_sorted_file_are_seen(monkeypatch):
+    """Many more examples than are examined, sorted by their label: the first ones alone have one label."""
+    monkeypatch.setattr("quatrain.training.preflight.MOST_EXAMPLES", 4)
+    words = Tokenizer.train(TEXTS, kind="wordpiece", vocab_size=90)
+    classes = SequenceClassification(words, ["no", "yes"], max_length=32)
+    rows = [{"text": "the cat", "label": label} for label in ("no",) * 12 + ("yes",) * 12]
+    shape = config("bert", words.vocab_size, "sequence_classification")
+    found = preview_data(classes, words, shape, examples=classes.prepare(rows)[0])
+    assert set(found.labels) == {"no", "yes"} and not found.problems
+
+
 def test_samples_show_what_is_learned_beside_the_tokens():
     from quatrain.training import objectives as o
 

@@ -1,0 +1,371 @@
+"""Sweeps: the same recipe at several settings, a law fitted to the results, and a larger run that tests the law.
+
+Each point of the grid is a run of its own under `NAME/points/`, so that an interrupted sweep goes on where it stopped
+and a finished one is read again. The tokenizer is trained once. Points run in order of their FLOPs, in several
+processes if asked, until the budget of minutes is used: points that would not fit are left out and named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quatrain.core.atomic import write_json
+from quatrain.core.errors import InputError, QuatrainError
+from quatrain.core.progress import Reporter, SilentReporter
+from quatrain.planning.scaling import Fit, IsoFlop, fit, iso_flop_minimum
+from quatrain.runs.recipe import Recipe, load
+
+LEAST_POINTS = 6
+"""Runs that a fit of the parametric law needs."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A setting of the recipe and the values that the sweep gives it."""
+
+    key: str
+    values: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Axis:
+        """`key=a,b,c`. Raises InputError for fewer than two values, and for a value given twice."""
+        key, separator, listed = text.partition("=")
+        values = tuple(value.strip() for value in listed.split(",") if value.strip())
+        if not separator or not key.strip() or len(values) < 2:
+            raise InputError(f"--over {text!r}: must be a setting and two values or more, such as train.steps=200,400")
+        if len(set(values)) < len(values):
+            raise InputError(f"--over {text!r}: a value is given twice")
+        return cls(key.strip(), values)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One finished run: its settings, size, data, cost and loss. `loss` is the validation loss, nats a token."""
+
+    settings: dict[str, str]
+    parameters: float
+    tokens: float
+    flops: float
+    loss: float
+    seconds: float
+    run: str
+
+    def value(self, key: str) -> float:
+        """A setting as a number. Raises InputError for a setting that is none."""
+        try:
+            return float(self.settings[key])
+        except ValueError:
+            raise InputError(f"{key}: {self.settings[key]!r} is not a number, so no curve goes through it.") from None
+
+
+@dataclass
+class Sweep:
+    """What a sweep found. `left_out` are the settings of points that the budget did not allow."""
+
+    name: str
+    axes: tuple[Axis, ...]
+    points: list[Point] = field(default_factory=list)
+    left_out: list[dict[str, str]] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def best(self) -> Point | None:
+        """The point of the lowest loss; None without points."""
+        return min(self.points, key=lambda point: point.loss, default=None)
+
+    def law(self, *, bootstrap: int = 20) -> Fit | None:
+        """L = E + A / N^alpha + B / D^beta through the points; None for too few of them or only one size or length."""
+        sizes, lengths = {point.parameters for point in self.points}, {point.tokens for point in self.points}
+        if len(self.points) < LEAST_POINTS or len(sizes) < 2 or len(lengths) < 2:
+            return None
+        columns = ([getattr(point, name) for point in self.points] for name in ("parameters", "tokens", "loss"))
+        return fit(*columns, bootstrap=bootstrap, source=f"sweep {self.name}")
+
+    def iso_flops(self, tolerance: float = 0.15) -> list[IsoFlop]:
+        """The optimal size of each budget of FLOPs that at least three sizes were trained with."""
+        groups: list[list[Point]] = []
+        for point in sorted(self.points, key=lambda point: point.flops):
+            if groups and point.flops <= groups[-1][0].flops * (1 + tolerance):
+                groups[-1].append(point)
+            else:
+                groups.append([point])
+        return [
+            iso_flop_minimum(
+                float(np.mean([point.flops for point in group])), [point.parameters for point in group],
+                [point.loss for point in group],
+            )
+            for group in groups
+            if len({point.parameters for point in group}) >= 3
+        ]  # fmt: skip
+
+    def optimum(self, key: str) -> dict[str, tuple[float, float]]:
+        """The best value of `key` and its loss for each combination of the other settings, by a parabola in log `key`.
+
+        For learning rates and batch sizes. The best trained value counts where the parabola has no minimum inside.
+        """
+        others = [axis.key for axis in self.axes if axis.key != key]
+        groups: dict[str, list[Point]] = {}
+        for point in self.points:
+            name = ", ".join(f"{other}={point.settings[other]}" for other in others) or "all"
+            groups.setdefault(name, []).append(point)
+        found = {}
+        for name, group in groups.items():
+            best = min(group, key=lambda point: point.loss)
+            found[name] = best.value(key), best.loss
+            if len(group) >= 3:
+                minimum = iso_flop_minimum(0.0, [point.value(key) for point in group], [point.loss for point in group])
+                if minimum.inside:
+                    found[name] = minimum.parameters, minimum.loss
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "name": self.name, "axes": [asdict(axis) for axis in self.axes],
+            "points": [asdict(point) for point in self.points], "left_out": self.left_out, "failed": self.failed,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """How a sweep runs. `minutes`: None has no limit. `processes` run points side by side, sharing the cores."""
+
+    name: str
+    recipe: str
+    overrides: tuple[str, ...]
+    axes: tuple[Axis, ...]
+    folder: Path
+    minutes: float | None = None
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.axes:
+            problems.append("--over: missing; name a setting and its values, such as --over model.hidden_size=64,128")
+        if self.processes < 1:
+            problems.append(f"--processes {self.processes}: must be at least 1")
+        if self.minutes is not None and not self.minutes > 0:
+            problems.append(f"--minutes {self.minutes}: must be above 0")
+        keys = [axis.key for axis in self.axes]
+        problems += [f"--over {key}: given twice" for key in dict.fromkeys(keys) if keys.count(key) > 1]
+        if problems:
+            raise InputError("This sweep cannot run:", problems)
+
+    def grid(self) -> list[dict[str, str]]:
+        """The settings of each point."""
+        return [
+            dict(zip((axis.key for axis in self.axes), values, strict=True))
+            for values in product(*(axis.values for axis in self.axes))
+        ]
+
+    def recipe_of(self, settings: Mapping[str, str], tokenizer: Path | None = None) -> Recipe:
+        """The recipe of a point. Raises InputError for settings that the recipe does not have, all problems at once."""
+        words = "-".join(f"{key.rpartition('.')[2]}-{value}" for key, value in settings.items())
+        mark = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:6]
+        name = re.sub(r"[^A-Za-z0-9_.-]", "_", words)[:80].lstrip(".-") + f"-{mark}"
+        changed = [*self.overrides, *(f"{key}={value}" for key, value in settings.items()), f"name={name}"]
+        if tokenizer is not None:
+            changed += [f"tokenizer.path={tokenizer}", "stage.tokenizer=none"]
+        return load(self.recipe, changed)
+
+    @property
+    def points(self) -> Path:
+        """The folder of the points' runs."""
+        return self.folder / "points"
+
+
+def run_sweep(plan: SweepPlan, reporter: Reporter) -> Sweep:
+    """Runs the points that are not finished, smallest first, and returns all of them; also written to `sweep.json`.
+
+    Raises InputError, before anything runs, if any point's recipe is wrong. A point that fails is named and left out.
+    """
+    grid = plan.grid()
+    recipes = [plan.recipe_of(settings) for settings in grid]
+    order = sorted(range(len(grid)), key=lambda number: _cost(recipes[number]))
+    sweep = Sweep(plan.name, plan.axes)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(plan, recipes[order[0]])
+    finish = None if plan.minutes is None else time.monotonic() + 60 * plan.minutes
+    with reporter.task("sweep", total=len(grid), unit="point") as task:
+        ordered, costs = [grid[each] for each in order], [_cost(recipes[each]) for each in order]
+        for number, outcome in _outcomes(plan, ordered, costs, tokenizer, finish):
+            settings = grid[order[number]]
+            label = ", ".join(f"{key}={value}" for key, value in settings.items())
+            if outcome is None:
+                sweep.left_out.append(settings)
+            elif isinstance(outcome, str):
+                sweep.failed[label] = outcome
+                reporter.warn(f"{label}: {outcome}")
+            else:
+                sweep.points.append(outcome)
+                sizes = f"{outcome.parameters:,.0f} parameters, {outcome.tokens:,.0f} tokens"
+                reporter.info(f"{label}: loss {outcome.loss:.4f}, {sizes}, {outcome.seconds:,.0f} s")
+            task.update(len(sweep.points) + len(sweep.left_out) + len(sweep.failed))
+            write_json(plan.folder / "sweep.json", sweep.as_dict())
+    return sweep
+
+
+Outcome = Point | str | None
+
+
+def _outcomes(
+    plan: SweepPlan,
+    grid: Sequence[dict[str, str]],
+    costs: Sequence[float],
+    tokenizer: Path | None,
+    finish: float | None,
+) -> Iterator[tuple[int, Outcome]]:
+    """(number, result) of each point as it finishes: a Point, the message of a failure, or None if there is no time.
+
+    Finished points are read before anything runs. The seconds of a point are predicted from those that ran, by FLOPs.
+    """
+    waiting = []
+    for number, settings in enumerate(grid):
+        found = finished_point(plan, settings, tokenizer)
+        if found is None:
+            waiting.append(number)
+        else:
+            yield number, found
+    rate: list[float] = []  # FLOPs a second
+    threads = max(1, _threads() // plan.processes)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(plan.processes, mp_context=context) as pool:
+        running: dict[Future[Outcome], int] = {}
+        while waiting or running:
+            while waiting and len(running) < plan.processes:
+                number = waiting.pop(0)
+                expected = costs[number] / (sum(rate) / len(rate)) if rate else 0.0
+                if finish is not None and time.monotonic() + expected > finish:
+                    yield number, None
+                    continue
+                running[pool.submit(_run_point, plan, grid[number], tokenizer, threads)] = number
+            done, _ = wait(running, return_when=FIRST_COMPLETED) if running else (set(), set())
+            for future in done:
+                number = running.pop(future)
+                outcome = future.result()
+                if isinstance(outcome, Point) and outcome.seconds > 0:
+                    rate.append(costs[number] / outcome.seconds)
+                yield number, outcome
+
+
+def _threads() -> int:
+    """The threads of this process, which OMP_NUM_THREADS limits."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _run_point(plan: SweepPlan, settings: dict[str, str], tokenizer: Path | None, threads: int) -> Outcome:
+    """Runs a point in a process of its own."""
+    import torch
+
+    from quatrain.runs.runner import run
+
+    torch.set_num_threads(threads)
+    try:
+        run(plan.recipe_of(settings, tokenizer), runs_dir=plan.points, reuse=True, reporter=SilentReporter())
+    except QuatrainError as error:
+        return " ".join(str(error).split())
+    return finished_point(plan, settings, tokenizer)
+
+
+def finished_point(plan: SweepPlan, settings: dict[str, str], tokenizer: Path | None) -> Point | None:
+    """The point if exactly its run has finished."""
+    from quatrain.runs.runner import finished_run
+
+    recipe = plan.recipe_of(settings, tokenizer)
+    done = finished_run(plan.points / recipe.name, recipe)
+    if done is None:
+        return None
+    trained = [
+        (result, stage) for result, stage in zip(done.results, recipe.stage, strict=True) if hasattr(stage, "train")
+    ]
+    if not trained or not isinstance(trained[-1][0].get("validation_loss"), int | float):
+        raise InputError(f"{plan.recipe}: no stage with a validation loss, which a sweep compares")
+    result, stage = trained[-1]
+    tokens = float(result.get("steps") or 0) * stage.train.batch_tokens
+    return Point(
+        settings,
+        parameters=float(result["parameters"]),
+        tokens=tokens,
+        flops=float(result.get("flops") or 0),
+        loss=float(result["validation_loss"]),
+        seconds=float(result.get("training_seconds") or 0),
+        run=recipe.name,
+    )
+
+
+def _tokenizer(plan: SweepPlan, first: Recipe) -> Path | None:
+    """The tokenizer of all points, trained once; None if the recipe trains none or the sweep changes it."""
+    kinds = [stage.kind for stage in first.stage]
+    changed = ("tokenizer.", "stage.tokenizer", "data.")
+    if "tokenizer" not in kinds or any(axis.key.startswith(changed) for axis in plan.axes):
+        return None
+    from quatrain.runs.runner import run
+
+    stages = tuple(stage for stage in first.stage if stage.kind == "tokenizer")
+    only = first.model_copy(update={"name": "tokenizer", "stage": stages})
+    done = run(only, runs_dir=plan.folder, reuse=True, reporter=SilentReporter())
+    stage = next(iter((done.folder / "stages").iterdir()))
+    return stage / "tokenizer"
+
+
+def _cost(recipe: Recipe) -> float:
+    """FLOPs of a recipe's training, roughly: for the order of the points and to predict their seconds."""
+    from quatrain.planning import counts
+
+    config = recipe.model.config(recipe.tokenizer.vocab_size)
+    total = 0.0
+    for stage in recipe.stage:
+        train = getattr(stage, "train", None)
+        if train is not None:
+            steps = train.steps if train.steps is not None else 1000 * (train.epochs or 1)
+            total += counts.flops_per_token(config, recipe.context_of(stage)) * steps * train.batch_tokens
+    return total
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A larger run beside what the law of the smaller ones says of it."""
+
+    point: Point
+    predicted: float
+
+    @property
+    def error(self) -> float:
+        """(predicted - measured) / measured."""
+        return (self.predicted - self.point.loss) / self.point.loss
+
+
+def predict_and_run(plan: SweepPlan, sweep: Sweep, changes: Sequence[str], reporter: Reporter) -> Prediction:
+    """Predicts the loss of a run with further settings, `key=value`, then runs it.
+
+    Settings of the axes that are not named have their last values. Raises InputError without a law, for a change that
+    is no setting, and QuatrainError if the run fails.
+    """
+    law = sweep.law(bootstrap=0)
+    if law is None:
+        raise InputError(f"--predict: no law; it needs at least {LEAST_POINTS} points of two sizes and two lengths")
+    wrong = [change for change in changes if "=" not in change]
+    if wrong:
+        raise InputError(f"--predict {wrong[0]!r}: must be a setting and its value, such as model.hidden_size=192")
+    settings = {axis.key: axis.values[-1] for axis in plan.axes} | dict(change.split("=", 1) for change in changes)
+    tokenizer = _tokenizer(plan, plan.recipe_of(settings))
+    outcome = finished_point(plan, settings, tokenizer)
+    if outcome is None:
+        reporter.info("the larger run: " + ", ".join(f"{key}={value}" for key, value in settings.items()))
+        ran = _run_point(plan, settings, tokenizer, _threads())
+        if not isinstance(ran, Point):
+            raise QuatrainError(f"The larger run failed: {ran}")
+        outcome = ran
+    return Prediction(outcome, law.law.loss(outcome.parameters, outcome.tokens))

@@ -1,0 +1,112 @@
+"""The page of a sweep: losses by compute with the fitted law, the curve of one setting, and every point in a table."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from quatrain.core.atomic import disk_errors, write_text
+from quatrain.evaluation.charts import Series, escaped, line_chart
+from quatrain.runs.sweep import Point, Prediction, Sweep, SweepPlan
+
+MARKS = ("smooth", "validation", "raw", "single")
+
+
+def write_page(plan: SweepPlan, sweep: Sweep, prediction: Prediction | None, best: str | None) -> Path:
+    """Writes `sweep.html` into the folder of the sweep; `best` names a setting whose curve is drawn."""
+    charts = [_by_compute(sweep, prediction)]
+    if best is not None and sweep.points:
+        charts.append(_by_setting(sweep, best))
+    style = files("quatrain.evaluation.report").joinpath("style.css").read_text(encoding="utf-8")
+    policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    head = "".join(f"<th>{escaped(name)}</th>" for name in (*_keys(sweep), "parameters", "tokens", "loss", "seconds"))
+    rows = "".join(f"<tr>{_cells(sweep, point)}</tr>" for point in sorted(sweep.points, key=lambda point: point.loss))
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    html = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><meta name="color-scheme" content="light dark">'
+        f"<title>{escaped(plan.name)}</title><style>{style}</style></head><body><header>"
+        f'<p class="brand">Quatrain <span>sweep</span></p><h1><bdi>{escaped(plan.name)}</bdi></h1>'
+        f'<p class="lead">{escaped(_lead(sweep, prediction))}</p></header><main><section>{"".join(charts)}</section>'
+        f'<section><div class="scroll">{table}</div></section></main></body></html>'
+    )
+    page = plan.folder / "sweep.html"
+    with disk_errors(page):
+        write_text(page, html)
+    return page
+
+
+def _keys(sweep: Sweep) -> list[str]:
+    return [axis.key.rpartition(".")[2] for axis in sweep.axes]
+
+
+def _cells(sweep: Sweep, point: Point) -> str:
+    values = [*(point.settings[axis.key] for axis in sweep.axes), f"{point.parameters:,.0f}", f"{point.tokens:,.0f}"]
+    return "".join(f"<td>{escaped(value)}</td>" for value in (*values, f"{point.loss:.4f}", f"{point.seconds:,.0f}"))
+
+
+def _lead(sweep: Sweep, prediction: Prediction | None) -> str:
+    law = sweep.law(bootstrap=0)
+    text = f"{len(sweep.points)} runs"
+    if law is not None:
+        terms = law.law
+        text += f": loss = {terms.E:.3f} + {terms.A:.4g} / N^{terms.alpha:.3f} + {terms.B:.4g} / D^{terms.beta:.3f}"
+    if prediction is not None:
+        text += f". A larger run: {prediction.predicted:.4f} predicted, {prediction.point.loss:.4f} measured"
+    return text + "."
+
+
+def _by_compute(sweep: Sweep, prediction: Prediction | None) -> str:
+    """The losses of each size by FLOPs, with the law at its optimum."""
+    by_size: dict[float, list[Point]] = {}
+    for point in sorted(sweep.points, key=lambda point: point.flops):
+        by_size.setdefault(point.parameters, []).append(point)
+    lines = [
+        _line(f"{size:,.0f} parameters", points, lambda point: point.flops, MARKS[number % len(MARKS)])
+        for number, (size, points) in enumerate(sorted(by_size.items()))
+    ]
+    law = sweep.law(bootstrap=0)
+    ends = [*sweep.points, *([] if prediction is None else [prediction.point])]
+    if law is not None:
+        budgets = np.geomspace(min(point.flops for point in ends), max(point.flops for point in ends), 40)
+        with contextlib.suppress(ArithmeticError):  # a law of a few bad runs has no optimum: exponents near 0
+            frontier = [law.law.loss(*law.law.optimal(float(budget))) for budget in budgets]
+            x = [float(each) for each in np.log10(budgets)]
+            lines.append(Series("the law at its optimum", x, frontier, mark="raw"))
+    if prediction is not None:
+        lines.append(_line("the larger run", [prediction.point], lambda point: point.flops, "single"))
+    return line_chart(
+        lines,
+        label="Loss by compute",
+        x_label="log10 of training FLOPs",
+        y_label="loss, nats a token",
+        width=640,
+        height=320,
+    )
+
+
+def _by_setting(sweep: Sweep, best: str) -> str:
+    points = sorted(sweep.points, key=lambda point: point.value(best))
+    others = [axis.key for axis in sweep.axes if axis.key != best]
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        groups.setdefault(", ".join(point.settings[key] for key in others) or best, []).append(point)
+    lines = [
+        _line(name, group, lambda point: point.value(best), MARKS[number % len(MARKS)])
+        for number, (name, group) in enumerate(groups.items())
+    ]
+    name = best.rpartition(".")[2]
+    return line_chart(
+        lines, label=f"Loss by {best}", x_label=f"log10 of {name}", y_label="loss, nats a token", width=640
+    )
+
+
+def _line(name: str, points: Iterable[Point], value: Callable[[Point], float], mark: str) -> Series:
+    points = list(points)
+    x = [float(np.log10(value(point))) for point in points]
+    return Series(name, x, [point.loss for point in points], mark=mark, dots=True)

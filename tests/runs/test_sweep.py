@@ -1,0 +1,202 @@
+"""Sweeps: grids of runs that resume, budgets, laws of their losses, and a larger run beside its prediction."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quatrain.cli import main
+from quatrain.core.errors import InputError
+from quatrain.core.progress import SilentReporter
+from quatrain.planning.scaling import ParametricLaw
+from quatrain.runs.sweep import Axis, Point, Prediction, Sweep, SweepPlan, predict_and_run, run_sweep
+from quatrain.runs.sweep_page import write_page
+
+RECIPE = """
+name = "tiny"
+[data]
+source = "{source}"
+validation = 0.2
+[tokenizer]
+kind = "char"
+[model]
+family = "llama"
+hidden_size = 16
+num_hidden_layers = 1
+num_attention_heads = 2
+max_position_embeddings = 32
+[[stage]]
+kind = "tokenizer"
+[[stage]]
+kind = "pretrain"
+train = {{ steps = 2, batch_tokens = 128, warmup_steps = 1, precision = "float32" }}
+[evaluate]
+max_new_tokens = 2
+"""
+STEPS = "stage.pretrain.train.steps"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    text = tmp_path / "text.txt"
+    text.write_text("to be, or not to be: that is the question. " * 60, encoding="utf-8")
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE.format(source=text), encoding="utf-8")
+    return str(path)
+
+
+def made(law: ParametricLaw, sizes: list[float], lengths: list[float]) -> Sweep:
+    points = [
+        Point({"model.hidden_size": f"{n:g}", STEPS: f"{d:g}"}, n, d, 6 * n * d, law.loss(n, d), 1.0, "x")
+        for n in sizes
+        for d in lengths
+    ]
+    return Sweep("made", (Axis.parse("model.hidden_size=1,2"), Axis.parse(f"{STEPS}=1,2")), points)
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_resumes_and_predicts(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    axes = (Axis.parse("model.hidden_size=8,16"), Axis.parse(f"{STEPS}=1,2,3"))
+    plan = SweepPlan("tiny", recipe, (), axes, tmp_path / "sweep")
+    ran: list[dict[str, str]] = []
+
+    def counted(plan, settings, tokenizer, threads):
+        ran.append(settings)
+        return original(plan, settings, tokenizer, threads)
+
+    from quatrain.runs import sweep as module
+
+    original = module._run_point
+    monkeypatch.setattr(module, "ProcessPoolExecutor", InProcess)
+    monkeypatch.setattr(module, "_run_point", counted)
+    result = run_sweep(plan, SilentReporter())
+    assert len(result.points) == 6 and len(ran) == 6 and not result.failed and not result.left_out
+    assert len({point.parameters for point in result.points}) == 2
+    assert sorted({point.tokens for point in result.points}) == [128, 256, 384]
+    assert json.loads((plan.folder / "sweep.json").read_text())["points"][0]["loss"] == result.points[0].loss
+    again = run_sweep(plan, SilentReporter())
+    assert len(ran) == 6 and {point.loss for point in again.points} == {point.loss for point in result.points}
+    prediction = predict_and_run(plan, again, ["model.hidden_size=24"], SilentReporter())
+    assert len(ran) == 7 and prediction.point.parameters > max(point.parameters for point in again.points)
+    assert abs(prediction.error) < 0.5
+    html = write_page(plan, again, prediction, None).read_text(encoding="utf-8")
+    assert "the larger run" in html and html.count("<tr>") == 7
+
+
+class InProcess:
+    """An executor that runs each call at once, in this process."""
+
+    def __init__(self, *arguments, **options):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return False
+
+    def submit(self, function, *arguments):
+        from concurrent.futures import Future
+
+        future: Future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+@pytest.mark.slow
+def test_the_verb_in_processes_of_its_own(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rate, folder = "stage.pretrain.train.learning_rate", str(tmp_path / "runs")
+    assert main(["sweep", recipe, "--over", f"{rate}=0.001,0.01", "--runs-dir", folder, "--best", rate, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(found["points"]) == 2 and found["law"] is None and found["best"]["all"]["value"] in (0.001, 0.01)
+    assert Path(found["page"]).is_file()
+
+
+def test_a_budget_leaves_points_out_and_names_them(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quatrain.runs import sweep as module
+
+    monkeypatch.setattr(module, "ProcessPoolExecutor", InProcess)
+    point = Point({}, 1.0, 1.0, 1.0, 1.0, 1e9, "x")
+    monkeypatch.setattr(module, "_run_point", lambda plan, settings, tokenizer, threads: point)
+    monkeypatch.setattr(module, "_tokenizer", lambda plan, first: None)
+    plan = SweepPlan("tiny", recipe, (), (Axis.parse(f"{STEPS}=1,2,3"),), tmp_path / "sweep", minutes=1.0)
+    result = run_sweep(plan, SilentReporter())
+    assert len(result.points) == 1 and result.left_out == [{STEPS: "2"}, {STEPS: "3"}]
+
+
+def test_a_point_that_fails_is_named(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from quatrain.runs import sweep as module
+
+    monkeypatch.setattr(module, "ProcessPoolExecutor", InProcess)
+    monkeypatch.setattr(module, "_run_point", lambda plan, settings, tokenizer, threads: "the disk is full")
+    monkeypatch.setattr(module, "_tokenizer", lambda plan, first: None)
+    result = run_sweep(SweepPlan("tiny", recipe, (), (Axis.parse(f"{STEPS}=1,2"),), tmp_path / "s"), SilentReporter())
+    assert result.failed == {f"{STEPS}=1": "the disk is full", f"{STEPS}=2": "the disk is full"}
+
+
+def test_the_law_of_a_sweep() -> None:
+    law = ParametricLaw(1.5, 60.0, 300.0, 0.3, 0.35)
+    sweep = made(law, [1e5, 3e5, 1e6], [1e6, 4e6, 1.6e7])
+    fitted = sweep.law(bootstrap=0)
+    assert fitted is not None and fitted.law.loss(4e6, 6e7) == pytest.approx(law.loss(4e6, 6e7), rel=0.01)
+    assert made(law, [1e5], [1e6, 2e6, 3e6, 4e6, 5e6, 6e6]).law() is None  # one size
+    assert made(law, [1e5, 2e5], [1e6, 2e6]).law() is None  # too few
+
+
+def test_the_best_size_of_a_budget() -> None:
+    law = ParametricLaw(1.5, 400.0, 400.0, 0.34, 0.3)
+    budget = 1e15
+    best = law.optimal(budget)[0]
+    sizes = [best * 2.0**step for step in (-2, -1, 0, 1, 2)]
+    points = [
+        Point({"n": f"{n:g}"}, n, budget / (6 * n), budget, law.loss(n, budget / (6 * n)), 1.0, "x") for n in sizes
+    ]
+    (found,) = Sweep("x", (Axis("n", ("1", "2")),), points).iso_flops()
+    assert found.inside and found.parameters == pytest.approx(best, rel=0.2)
+
+
+def test_the_best_learning_rate() -> None:
+    rates = (0.001, 0.003, 0.01, 0.03)
+    points = [
+        Point({"lr": f"{rate:g}", "width": width}, 1.0, 1.0, 1.0, 2 + (np.log10(rate) - center) ** 2, 1.0, "x")
+        for width, center in (("8", -2.2), ("16", -2.6))
+        for rate in rates
+    ]
+    found = Sweep("x", (Axis("lr", tuple(map(str, rates))), Axis("width", ("8", "16"))), points).optimum("lr")
+    assert found["width=8"][0] == pytest.approx(10**-2.2, rel=1e-3) and found["width=16"][0] == pytest.approx(
+        10**-2.6, rel=1e-3
+    )
+    with pytest.raises(InputError, match="not a number"):
+        points[0].settings["lr"] = "fast"
+        Sweep("x", (Axis("lr", ("a", "b")),), points).optimum("lr")
+
+
+def test_the_page_escapes_and_draws(tmp_path: Path) -> None:
+    law = ParametricLaw(1.5, 60.0, 300.0, 0.3, 0.35)
+    sweep = made(law, [1e5, 3e5, 1e6], [1e6, 4e6])
+    plan = SweepPlan("<b>x", "r", (), sweep.axes, tmp_path)
+    page = write_page(plan, sweep, Prediction(sweep.points[-1], 2.0), STEPS).read_text(encoding="utf-8")
+    assert "<b>x" not in page and page.count("Loss by") >= 2 and "the law at its optimum" in page
+
+
+@pytest.mark.parametrize(
+    ("over", "words"),
+    [((), "--over: missing"), (("a=1",), "two values or more"), (("a=1,1",), "given twice"), (("=1,2",), "two values"),
+     (("a=1,2", "a=3,4"), "--over a: given twice"), (("model.hiden_size=8,16",), "did you mean hidden_size")],
+)  # fmt: skip
+def test_wrong_axes_are_refused(recipe: str, over: tuple[str, ...], words: str, tmp_path, capsys) -> None:
+    arguments = [word for each in over for word in ("--over", each)]
+    assert main(["sweep", recipe, *arguments, "--runs-dir", str(tmp_path / "runs")]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "runs" / "sweep-tiny" / "points").exists()
+
+
+def test_limits_of_a_plan() -> None:
+    with pytest.raises(InputError) as caught:
+        SweepPlan("x", "r", (), (), Path("x"), minutes=0, processes=0)
+    assert len(caught.value.problems) == 3
