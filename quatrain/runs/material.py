@@ -118,6 +118,30 @@ def new_model(
     return model
 
 
+def start_from_vectors(model: Any, tokenizer: Tokenizer, context: StageContext) -> list[str]:
+    """Fills the embedding of a fresh classic model from the recipe's file of word vectors; a note on how much it does.
+
+    Raises InputError for a file that cannot be read, and for vectors of another width.
+    """
+    path = context.recipe.model.classic.vectors
+    if path is None or model_folder_of(context) is not None:
+        return []
+    import torch
+
+    from quatrain.models.word_vectors import WordVectors
+
+    vectors = WordVectors.read(path)
+
+    def known(word: str) -> list[int]:
+        """The tokens of a word; none if the tokenizer reads it as unknown."""
+        ids = tokenizer.encode(word)
+        return [] if tokenizer.special_ids.intersection(ids) else ids
+
+    count = model.start_from_vectors(vectors.words, torch.from_numpy(vectors.matrix), known)
+    rows = model.vector_table.weight.shape[0]
+    return [f"{count:,} of {rows:,} rows of the embedding start from the {len(vectors):,} vectors of {path}"]
+
+
 def whitespace_ids(tokenizer: Tokenizer) -> list[int]:
     """The tokens that are nothing but white space, and the special ones: words end there.
 

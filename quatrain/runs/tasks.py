@@ -23,7 +23,14 @@ from quatrain.models.transformer.stack import Model
 from quatrain.runs import streaming
 from quatrain.runs.job import Sample, TrainingData, TrainingJob, Validate
 from quatrain.runs.learning import example_stream, longest, training_job, with_dropout
-from quatrain.runs.material import as_wanted, fresh_model, model_folder_of, quantize_of, tokenizer_of
+from quatrain.runs.material import (
+    as_wanted,
+    fresh_model,
+    model_folder_of,
+    quantize_of,
+    start_from_vectors,
+    tokenizer_of,
+)
 from quatrain.runs.settings import MEAN_POOLED
 from quatrain.runs.stage import PREVIEW_SAMPLES, StageContext, StageResult
 from quatrain.runs.streaming import Make
@@ -79,6 +86,7 @@ def setup(
     else:
         examples, notes, held_out = prepare(settings, context, task, data, limit)
         learn_words(model, examples)
+        notes = [*notes, *start_from_vectors(model, tokenizer, context)]
         learned = TrainingData(*example_stream(settings, context, examples), examples, held_out)
     job = training_job(settings, model, tokenizer, objective, learned, limit=limit, notes=notes, task=task)
     job.validate = validation(job)

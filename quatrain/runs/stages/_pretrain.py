@@ -24,7 +24,14 @@ from quatrain.models.transformer.stack import Model
 from quatrain.runs.assess import assess, preview
 from quatrain.runs.job import TrainingJob, Validate
 from quatrain.runs.learning import example_stream, learn, with_dropout
-from quatrain.runs.material import as_wanted, fresh_model, model_folder_of, pieces, tokenizer_of
+from quatrain.runs.material import (
+    as_wanted,
+    fresh_model,
+    model_folder_of,
+    pieces,
+    start_from_vectors,
+    tokenizer_of,
+)
 from quatrain.runs.settings import HEAD_OF_OBJECTIVE, StageSettings
 from quatrain.runs.stage import StageContext, StageResult
 from quatrain.runs.stages.pretrain import PretrainStage
@@ -156,6 +163,7 @@ def prepare(settings: PretrainStage, context: StageContext) -> TrainingJob:
     learned, held_out = split_tokens(settings, context, tokenizer)
     if (learn_words := getattr(model, "learn_words", None)) is not None:
         learn_words(learned[start : start + WORD_CHUNK] for start in range(0, len(learned), WORD_CHUNK))
+    job.notes += start_from_vectors(model, tokenizer, context)
     if settings.sampled_softmax:
         counts = np.bincount(learned.tokens, minlength=model.config.vocab_size)
         objective.sampler = SampledSoftmax(counts, settings.sampled_softmax)
