@@ -265,9 +265,9 @@ def _show(found: dict[str, Comparison], model: str, out: Path | None, json_lines
         columns, rows = comparison.table()
         show(f"{name}, {int(comparison.results[0].scores['count']):,} examples")
         show(text_table(columns, _fitted(rows), width=terminal_width()))
-        for result in comparison.results:
-            for note in result.notes:
-                show_error(f"{name}: {result.prompt.label}: {note}")
+        notes = [f"{name}: {each.prompt.label}: {note}" for each in comparison.results for note in each.notes]
+        for note in dict.fromkeys(notes):
+            show_error(note)
 
 
 def _fitted(rows: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:

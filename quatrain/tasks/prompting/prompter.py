@@ -248,8 +248,8 @@ class Prompter:
             )
         if long:
             notes.append(
-                f"{len(long):,} prompts do not fit into the context even without shots and count as wrong, such as "
-                f"{self._place(long[0], built[long[0] - 1])}"
+                f"{len(long):,} of {len(built):,} prompts do not fit into the context even without shots and count as "
+                f"wrong, such as {self._place(long[0], built[long[0] - 1])}"
             )
         fewer = sum(len(each.shots) + each.dropped < self.prompt.shots for each in built)
         if fewer:
