@@ -43,8 +43,8 @@ class PromptOptions:
     """The model folder of sentence embeddings for --selection similar."""
     style: Literal["auto", "chat", "text"] = "auto"
     """Shots as turns of a chat or as one text; auto asks the model."""
-    decide: Literal["text", "likelihood"] = "text"
-    """Generate the answer, or take the likeliest of the labels that the file of templates has."""
+    decide: Literal["text", "likelihood", "calibrated"] = "text"
+    """Generate the answer, or take the likeliest of the file's labels; calibrated by a question without content."""
     too_long: Literal["drop", "refuse"] = "drop"
     """What happens to shots that do not fit into the model's context."""
     max_new_tokens: tuple[int, ...] = ()

@@ -54,7 +54,7 @@ class PromptingStage(StageSettings):
     decodings: Listing[Decoding] = ()
     search: SearchSettings | None = None
     style: Literal["auto", "chat", "text"] = "auto"
-    decide: Literal["text", "likelihood"] = "text"
+    decide: Literal["text", "likelihood", "calibrated"] = "text"
     too_long: Literal["drop", "refuse"] = "drop"
     embedder: str | None = Field(default=None, min_length=1, description="a folder of sentence embeddings")
 

@@ -29,7 +29,8 @@ class Prompt(Settings):
     common. `too_long`: "drop" leaves shots out until a prompt fits into the model's context, "refuse" is an error.
     `style`: "chat" for turns, "text" for one text; "auto" asks the model. `samples` above 1 is self-consistency: the
     most frequent answer of so many samples (Wang et al. 2022, arXiv 2203.11171). `decide`: "text" generates the answer,
-    "likelihood" takes the likeliest of the `labels`.
+    "likelihood" takes the likeliest of the `labels`, "calibrated" the one that gains most over its likelihood after a
+    question without content (Zhao et al. 2021, arXiv 2102.09690; Holtzman et al. 2021, arXiv 2104.08315).
     """
 
     name: str = Field(default="prompt", min_length=1)
@@ -44,7 +45,7 @@ class Prompt(Settings):
     too_long: Literal["drop", "refuse"] = "drop"
     style: Literal["auto", "chat", "text"] = "auto"
     samples: int = Field(default=1, ge=1, le=1000)
-    decide: Literal["text", "likelihood"] = "text"
+    decide: Literal["text", "likelihood", "calibrated"] = "text"
     decoding: Decoding = Decoding()
 
     def conflicts(self) -> Iterator[Problem]:
@@ -54,8 +55,8 @@ class Prompt(Settings):
                 f"{self.samples}; samples at temperature 0 are equal: set decoding.temperature, such as 0.7",
                 (("decoding", "temperature"),),
             )
-        if self.decide == "likelihood" and not self.labels:
-            yield Problem(("decide",), '"likelihood"; needs labels, the answers to choose from', (("labels",),))
+        if self.decide != "text" and not self.labels:
+            yield Problem(("decide",), f'"{self.decide}"; needs labels, the answers to choose from', (("labels",),))
         if self.selection == "similar" and self.shots and self.embedder is None:
             yield Problem(
                 ("selection",),

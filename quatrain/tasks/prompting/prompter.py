@@ -30,6 +30,8 @@ from quatrain.tasks.task import Task
 
 NAMED = 3
 """Prompts that do not fit and that an error names; it counts the others."""
+EMPTY = "N/A"
+"""A question without content."""
 BATCH = 64
 """Prompts that are completed at a time."""
 
@@ -44,6 +46,8 @@ class BuiltPrompt:
     content: Content
     lead: str
     """What a text still lacks before the answer: a space that the answer's first token takes."""
+    empty: Content = ""
+    """The same prompt with a question without content, where answers are calibrated by it."""
     shots: tuple[int, ...] = ()
     dropped: int = 0
     tokens: int | None = None
@@ -154,14 +158,16 @@ class Prompter:
         fields = self.fields(example)
         shots, new = self._choose(str(fields["input"])), self.prompt.decoding.max_new_tokens
         limit, dropped = self.reader.limit, 0
+        nothing = {name: EMPTY if value == fields["input"] else value for name, value in fields.items()}
         while True:
             content, lead = self._content(example, fields, shots)
+            empty = self._content(example, nothing, shots)[0] if self.prompt.decide == "calibrated" else ""
             if limit is None:
-                return BuiltPrompt(content, lead, tuple(shots), dropped)
+                return BuiltPrompt(content, lead, empty, tuple(shots), dropped)
             tokens = self.reader.count(content)
             fits = tokens is None or self.reader.fits(tokens, new)
             if fits or not shots or self.prompt.too_long == "refuse":
-                return BuiltPrompt(content, lead, tuple(shots), dropped, tokens, limit, fits)
+                return BuiltPrompt(content, lead, empty, tuple(shots), dropped, tokens, limit, fits)
             shots, dropped = shots[1:], dropped + 1  # The first is the least wanted one.
 
     def _content(self, example: Any, fields: Mapping[str, Any], shots: Sequence[int]) -> tuple[Content, str]:
@@ -260,7 +266,7 @@ class Prompter:
         return notes
 
     def _answered(self, built: Sequence[BuiltPrompt]) -> list[PromptAnswer]:
-        if self.prompt.decide == "likelihood":
+        if self.prompt.decide != "text":
             return self._likeliest(built)
         prompt = self.prompt
         params = prompt.decoding.params(num_return_sequences=prompt.samples)
@@ -270,15 +276,25 @@ class Prompter:
         return [self._voted([each, *each.alternatives]) for each in completions]
 
     def _likeliest(self, built: Sequence[BuiltPrompt]) -> list[PromptAnswer]:
-        labels = list(self.prompt.labels.items())
-        contents = [each.content for each in built for _ in labels]
-        words = [f"{each.lead}{word}" for each in built for _, word in labels]
-        totals = self.reader.totals(contents, words)
-        answers = []
-        for place in range(len(built)):
-            own = totals[place * len(labels) : (place + 1) * len(labels)]
-            answers.append(PromptAnswer(labels[own.index(max(own))][0]))
-        return answers
+        """The likeliest label of each prompt, or the one that the question makes most likelier than one without content."""
+        labels, totals = list(self.prompt.labels), self._totals(built)
+        if self.prompt.decide == "calibrated":
+            # Prompts with the same shots have the same one without content.
+            plain = {repr(each.empty): each for each in built}
+            known = dict(zip(plain, self._totals([replace(each, content=each.empty) for each in plain.values()]),
+                             strict=True))  # fmt: skip
+            totals = [
+                [total - prior for total, prior in zip(own, known[repr(each.empty)], strict=True)]
+                for own, each in zip(totals, built, strict=True)
+            ]
+        return [PromptAnswer(labels[own.index(max(own))]) for own in totals]
+
+    def _totals(self, built: Sequence[BuiltPrompt]) -> list[list[float]]:
+        """The log-probability of each label's word after each prompt."""
+        words = list(self.prompt.labels.values())
+        contents = [each.content for each in built for _ in words]
+        totals = self.reader.totals(contents, [f"{each.lead}{word}" for each in built for word in words])
+        return [totals[start : start + len(words)] for start in range(0, len(totals), len(words))]
 
     def _voted(self, completions: list[Completion]) -> PromptAnswer:
         """The most frequent answer of the samples; of equally frequent ones the first."""

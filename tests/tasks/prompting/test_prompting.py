@@ -361,6 +361,21 @@ def test_the_likeliest_label_is_that_of_the_scores(engine, plain_engine, bart):
         make_prompt("arithmetic", "plain", decide="likelihood")
 
 
+def test_a_calibrated_answer_is_what_the_question_adds(engine):
+    for shots in (0, 2):
+        plain, calibrated = (reviews(engine, decide=how, shots=shots) for how in ("likelihood", "calibrated"))
+        built = calibrated.build(REVIEWS[0])
+        assert built.content == plain.build(REVIEWS[0]).content
+        assert built.empty[-1]["content"] == "Review: N/A" and built.empty[:-1] == built.content[:-1]  # type: ignore[index]
+        texts = []
+        for row in REVIEWS:
+            each = calibrated.build(row)
+            ids = [engine.render(content) for content in (each.content, each.empty)]  # type: ignore[arg-type]
+            own, prior = ([score.total for score in engine.score([each] * 2, ["negative", "positive"])] for each in ids)
+            texts.append(str(int(own[1] - prior[1] > own[0] - prior[0])))
+        assert calibrated.answer(REVIEWS).texts == texts
+
+
 def test_a_style_that_the_model_does_not_have(plain_engine):
     with pytest.raises(InputError, match="no chat template"):
         reviews(plain_engine, style="chat")
