@@ -276,7 +276,7 @@ class Prompter:
         return [self._voted([each, *each.alternatives]) for each in completions]
 
     def _likeliest(self, built: Sequence[BuiltPrompt]) -> list[PromptAnswer]:
-        """The likeliest label of each prompt, or the one that the question makes most likelier than one without content."""
+        """The likeliest label of each prompt, or the one that gains most over a question without content."""
         labels, totals = list(self.prompt.labels), self._totals(built)
         if self.prompt.decide == "calibrated":
             # Prompts with the same shots have the same one without content.
