@@ -41,10 +41,11 @@ QUICK = {
     "serving_speed.py": [],
     "dpo.py": [],
     "recurrent.py": [],
+    "classic.py": [],
     "lm_eval_speed.py": [],
 }
 PEERLESS = {"quickstart.py", "passes.py", "predictions.py", "plan_memory.py", "serving.py", "serving_speed.py",
-            "preferences.py", "recurrent.py"}  # fmt: skip
+            "preferences.py", "recurrent.py", "classic.py"}  # fmt: skip
 """Those that need no transformers."""
 
 
