@@ -2,7 +2,7 @@
 
 n-grams: the nats or perplexity of modified Kneser-Ney on three texts, with the seconds of counting, and NLTK's
 interpolated Kneser-Ney on the beginning of one. Classifiers: accuracy on SST-2 and the seconds of fitting. With
-`--vectors`, skip-gram on 24 novels, ours on the trainer and gensim's, in turns; scores on WordSim, SimLex and analogies. With
+`--vectors`, skip-gram on 24 novels, ours on the trainer and gensim's; scores on WordSim, SimLex and analogies. With
 `--large` so many copies of the novels, each with words of its own, are counted: seconds and peak memory.
 
     python benchmarks/classic.py [--vectors] [--large 4] [--data FOLDER]
