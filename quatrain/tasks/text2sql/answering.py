@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from quatrain.tasks.text2sql.asking.asker import REFUSAL, Asker
+from quatrain.tasks.text2sql.checking import contradictions
 from quatrain.tasks.text2sql.judge import execution_match, is_empty
 from quatrain.tasks.text2sql.linking import LONGEST_QUESTION, Linked, Linker, snapped
 from quatrain.tasks.text2sql.material import Material
@@ -36,7 +37,7 @@ not looked up."""
 EMPTY_COST = 1.5
 """Nats by which an answer without rows must be likelier than one with rows."""
 UNUSED_COST = 1.0
-"""Nats for every value of the question that an answer does not use."""
+"""Nats for every value of the question that an answer does not use, and for every word that it contradicts."""
 
 SUGGESTIONS, MOST_SUGGESTIONS = 3, 6
 """Suggestions that are shown at once, and those that are looked for."""
@@ -165,6 +166,7 @@ class Answerer:
             cost += EMPTY_COST * is_empty(result)
             hints = self.link(question).hints
             cost += UNUSED_COST * sum(hint.value.replace("'", "''") not in sql for hint in hints)
+            cost += UNUSED_COST * contradictions(self.link(question), sql)
         return sql, cost
 
     def suggestions(self, generate: Callable[[Sequence[str], int], list[Completion]]) -> Iterator[str]:

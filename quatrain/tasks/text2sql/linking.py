@@ -20,8 +20,10 @@ from functools import lru_cache
 
 from quatrain.tasks.text2sql.asking.english import ALIAS_WORDS, COMMON_WORDS, SHORT_FORMS, aliases
 from quatrain.tasks.text2sql.asking.lexicon import question_words
+from quatrain.tasks.text2sql.dates import with_days
+from quatrain.tasks.text2sql.naming import plural, singular
 from quatrain.tasks.text2sql.opening import connect
-from quatrain.tasks.text2sql.schema import Column, Schema
+from quatrain.tasks.text2sql.schema import DATE, Column, Schema
 from quatrain.tasks.text2sql.values import literal, usable
 
 MOST_HINTS = 4
@@ -44,6 +46,7 @@ _NUMBERS = {
         "seventeen eighteen nineteen twenty".split()
     )
 } | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90, "dozen": 12}
+_BEFORE_NUMBERS = frozenset("than least most exactly only over just under below above".split())
 _FACTORS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "k": 1000, "m": 10**6}
 
 
@@ -75,15 +78,24 @@ class Linked:
 
 
 _COMPARED = re.compile(r"([\w.\"]+) (=|!=|IN \(|LIKE) ?'((?:[^']|'')*)'(?:, '((?:[^']|'')*)')?")
+_TWICE = re.compile(r"([\w.\"]+) = '((?:[^']|'')*)' AND \1 = '((?:[^']|'')*)'")
+_PLAIN_NUMBER = re.compile(r"('(?:[^']|'')*')|(?<![\w.'])(LIMIT |OFFSET )?(\d+(?:\.\d+)?)(?![\w.'])")
+_DAY = re.compile(r"'(\d{4})((?:-\d\d){0,2})'")
 
 
 def snapped(linked: Linked, sql: str) -> str:
-    """The statement with its values spelled as the question's: a small model may copy a name with a slip.
+    """The statement with its values, numbers and dates spelled as the question's: a small model copies with slips.
 
     A text compared with a column that is neither a value found in the question for that column nor a day is replaced by
-    the first such value that the statement does not use.
+    the first such value that the statement does not use; so is a condition that stands there twice. Two values of one
+    column joined by AND, which no row has, become one of the two.
     """
+    return _with_own_dates(linked, _with_own_numbers(linked, _with_own_values(linked, sql)))
+
+
+def _with_own_values(linked: Linked, sql: str) -> str:
     values = {hint.value for hint in linked.hints}
+    conditions: set[tuple[str, str]] = set()
 
     def mended(match: re.Match[str]) -> str:
         column, operator = match[1].replace('"', ""), match[2]
@@ -98,13 +110,75 @@ def snapped(linked: Linked, sql: str) -> str:
         free = [value for value in mine if value not in texts]
         used: list[str] = []
         for text in texts:
-            if (text not in values or text in used) and free:
+            again = operator == "=" and (column, text) in conditions and literal(text)[1:-1] not in sql[match.end() :]
+            if (text not in values or text in used or again) and free:
                 text = free.pop(0)
             used.append(text)
+        conditions.add((column, used[0]))
         inside = ", ".join(literal(text) for text in used)
         return f"{match[1]} {operator}{inside}" if operator == "IN (" else f"{match[1]} {operator} {inside}"
 
-    return _COMPARED.sub(mended, sql)
+    sql = _COMPARED.sub(mended, sql)
+    unused = [hint for hint in linked.hints if literal(hint.value) not in sql]
+
+    def either(match: re.Match[str]) -> str:
+        if match[2] != match[3]:
+            return f"{match[1]} IN ('{match[2]}', '{match[3]}')"
+        # The same condition twice: the second one is of a value that the statement leaves out.
+        for hint in unused:
+            joined = "." in match[1]
+            for column in hint.columns:
+                if (joined and re.search(rf"\b{re.escape(column.table)}\b", sql)) or column.full == match[1]:
+                    return f"{match[1]} = '{match[2]}' AND {column.full} = {literal(hint.value)}"
+                if not joined and f"FROM {column.full.split('.')[0]}" in sql and column.sql != match[1]:
+                    return f"{match[1]} = '{match[2]}' AND {column.sql} = {literal(hint.value)}"
+        return match[0]
+
+    return _TWICE.sub(either, sql)
+
+
+def numbers_of(linked: Linked) -> list[str]:
+    """The numbers of a question in their order, without those inside of values and without days."""
+    text = linked.text
+    for hint in linked.hints:
+        text = text.replace(hint.value, " ")
+    return [token for token in text.split() if _NUMBER.match(token)]
+
+
+def _with_own_numbers(linked: Linked, sql: str) -> str:
+    numbers = numbers_of(linked)
+    used = {match[3] for match in _PLAIN_NUMBER.finditer(sql) if match[3]}
+    used |= {match[1] for match in _DAY.finditer(sql)}
+    free = [number for number in numbers if number not in used]
+
+    def mended(match: re.Match[str]) -> str:
+        number = match[3]
+        if match[1] or number in numbers or number in ("0", "1", "100.0") or match[2] == "OFFSET " or not free:
+            return match[0]
+        best = min(free, key=lambda other: (_distance(other, number, 9), free.index(other)))
+        free.remove(best)
+        return f"{match[2] or ''}{best}"
+
+    return _PLAIN_NUMBER.sub(mended, sql) if free else sql
+
+
+def _with_own_dates(linked: Linked, sql: str) -> str:
+    days = [token for token in linked.text.split() if re.fullmatch(r"\d{4}(-\d\d){0,2}", token)]
+    written = {match[0][1:-1] for match in _DAY.finditer(sql)}
+    years = {day[:4] for day in days}
+    free = [day for day in days if not any(text.startswith(day) for text in written)]
+
+    def mended(match: re.Match[str]) -> str:
+        text = match[1] + match[2]
+        if not free or (match[1] in years and len(free[0]) <= 4) or any(text.startswith(day) for day in days):
+            return match[0]
+        day = free[0]
+        if len(day) == len(text):
+            free.pop(0)
+            return f"'{day}'"
+        return f"'{day[:4]}{match[2]}'" if len(day) == 4 else match[0]
+
+    return _DAY.sub(mended, sql) if free else sql
 
 
 def disguised(linked: Linked, sql: str, swap: Callable[[Hint], str | None]) -> tuple[str, str]:
@@ -172,6 +246,9 @@ class Linker:
 
     def __init__(self, schema: Schema, values: Iterable[tuple[Column, Iterable[str]]], words: Iterable[str] = ()):
         self.schema = schema
+        days = [str(column.high) for table in schema.tables for column in table.columns if _tells_time(column)]
+        self.today = max(days, default=None)
+        """The last day that the database knows, from which "last year" is counted."""
         self._values: dict[tuple[str, ...], dict[str, list[Column]]] = {}
         self._longest = 1
         known: set[str] = set(COMMON_WORDS) | set(_NUMBERS) | set(_FACTORS) | set(SHORT_FORMS)
@@ -272,7 +349,7 @@ class Linker:
             if length == 1 and (word in _FUNCTION or len(word) < 2):
                 continue
             # "shipping" of "shipping cost" is no "shipped": a word of the schema or of English is itself.
-            same = any(plain(value) == word for value in found)
+            same = any(plain(value) in (word, plural(word), singular(word)) for value in found)
             if length == 1 and word in self._english and not same and word not in ALIAS_WORDS:
                 continue
             return length, self._ranked(found, " ".join(tokens[place : place + length]))
@@ -291,7 +368,7 @@ class Linker:
         tokens: list[str] = []
         unknown: list[str] = []
         repaired: list[tuple[str, str]] = []
-        for token in _TOKEN.findall(_readable(question)):
+        for token in _TOKEN.findall(_readable(question, self.today)):
             low = token.lower()
             if token[0] in "\"'" and len(token) > 2:
                 tokens.append('"' + token[1:-1].strip() + '"')
@@ -305,10 +382,15 @@ class Linker:
             if low in _NUMBERS and low != "one":
                 tokens.append(str(_NUMBERS[low]))
                 continue
-            if low in _FACTORS and tokens and _NUMBER.match(tokens[-1]):
-                tokens[-1] = _shown(float(tokens[-1]) * _FACTORS[low])
+            if low in _FACTORS and tokens and _NUMBER.match(tokens[-1].replace("one", "1")):
+                tokens[-1] = _shown(float(tokens[-1].replace("one", "1")) * _FACTORS[low])
+                continue
+            if low == "one" and tokens and tokens[-1].lower() in _BEFORE_NUMBERS:
+                tokens.append("1")
                 continue
             if low in ("hundred", "thousand", "million"):
+                if tokens and tokens[-1].lower() == "a":
+                    tokens.pop()
                 tokens.append(str(_FACTORS[low]))
                 continue
             better = self._repair(token)
@@ -331,43 +413,29 @@ class Linker:
         near: dict[str, int] = {}
         for cut in _deletes(word):
             for other in self._deletes.get(cut, ()):
-                if abs(len(other) - len(word)) <= 2 and other not in near:
+                # Slips leave the first letter in its place, or change it with the second.
+                begins = other[0] == word[0] or (other[0], other[1]) == (word[1], word[0])
+                if begins and abs(len(other) - len(word)) <= 2 and other not in near:
                     near[other] = _distance(word, other, 2 if len(word) > 6 else 1)
         limit = 2 if len(word) > 6 else 1
         good = sorted(
-            (distance, other not in self._english, other[0] != word[0], other)
+            (distance, other not in self._english, other)
             for other, distance in near.items()
             if distance <= limit
         )
-        return good[0][3] if good else None
+        return good[0][2] if good else None
 
 
-def _readable(question: str) -> str:
+def _tells_time(column: Column) -> bool:
+    return column.role == "date" and "birth" not in column.label and DATE.match(str(column.high)) is not None
+
+
+def _readable(question: str, today: str | None) -> str:
     """The question with straight quotes and without hyphens inside words; dates keep theirs."""
     question = question[:LONGEST_QUESTION].replace("’", "'").replace("“", '"').replace("”", '"').replace("&", " and ")
     question = re.sub(r"\bw/o\b", "without", re.sub(r"\be-?mail", "email", question, flags=re.I), flags=re.I)
     question = re.sub(r"(?<=\d)'?s\b", "", question)
-    return re.sub(r"(?<=[^\W\d_])-(?=\w)", " ", _with_days(question))
-
-
-_MONTH_NAMES = (
-    "january jan,february feb,march mar,april apr,may,june jun,july jul,august aug,september sept sep,"
-    "october oct,november nov,december dec"
-).split(",")
-_MONTHS = {name: number for number, names in enumerate(_MONTH_NAMES, 1) for name in names.split()}
-_MONTH = "|".join(sorted(_MONTHS, key=len, reverse=True))
-_DAY_FIRST = re.compile(rf"\b(\d{{1,2}})(?:st|nd|rd|th)?\.?\s+(?:of\s+)?({_MONTH})\.?,?\s+(\d{{4}})\b", re.I)
-_MONTH_FIRST = re.compile(rf"\b({_MONTH})\.?\s+(\d{{1,2}})(?:st|nd|rd|th)?,?\s+(\d{{4}})\b", re.I)
-_MONTH_YEAR = re.compile(rf"\b({_MONTH})\.?,?\s+(?:of\s+)?(?:the\s+year\s+)?(\d{{4}})\b", re.I)
-_SLASHES = re.compile(r"\b(\d{4})[/.](\d{1,2})[/.](\d{1,2})\b")
-
-
-def _with_days(question: str) -> str:
-    """Days and months as SQLite writes them: "1st of May 2024" is 2024-05-01, "May 2024" is 2024-05."""
-    question = _DAY_FIRST.sub(lambda m: f"{m[3]}-{_MONTHS[m[2].lower()]:02d}-{int(m[1]):02d}", question)
-    question = _MONTH_FIRST.sub(lambda m: f"{m[3]}-{_MONTHS[m[1].lower()]:02d}-{int(m[2]):02d}", question)
-    question = _MONTH_YEAR.sub(lambda m: f"{m[2]}-{_MONTHS[m[1].lower()]:02d}", question)
-    return _SLASHES.sub(lambda m: f"{m[1]}-{int(m[2]):02d}-{int(m[3]):02d}", question)
+    return re.sub(r"(?<=[^\W\d_])-(?=\w)", " ", with_days(question, today))
 
 
 def _deletes(word: str) -> set[str]:

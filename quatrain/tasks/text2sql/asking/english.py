@@ -43,7 +43,46 @@ COMMON_WORDS = frozenset(
     bordering borders adjacent neighboring neighbouring neighbors neighbours surrounding around run runs running flow flows
     flowing cross crosses crossing pass passes traverse traverses through country countries capital capitals height
     elevation highest point points peak peaks mountain mountains river rivers lake lakes state states city cities major
-    citizens citizen inhabitants residents population populations density large usa us united""".split()
+    citizens citizen inhabitants residents population populations density large usa us united
+    right service services account accounts information details detail description room rooms project balance leaving leave
+    leaves arrive arrives arriving result results history schedule activity manager management video international official
+    attended attend entry origin body characteristics candidate season source degree degrees program programs statistics award
+    famous select membership system reference notes degree ground round stop stops early party parties produced produce role
+    roles held hold host hosts color colour colors colours male female race races flying participate participant based base
+    grand king half related saving savings taking takes teach teaches cover trade media noon stage agent info mode fail fails
+    wall east west north south kids world past post able gold feet wish move test tests read seen parent done lost lose
+    employed supplied supplies lead contract plan plans green blue red white black care soon carries carry carried chain exit
+    finish finished pair catch assortment catalog catalogue range warehouse reorder restock refill refund refunds refunded
+    return returning complained complaint complaints discount discounts delivery shipped shipping parcel parcels package
+    packages basket cart invoice invoices invoicing billed billing owed owe debt margin expense expenses spendings outstanding
+    overdue open-ended valid invalid active inactive present absent regular loyal vip premium standard special bulk single
+    double triple couple dozen twice thrice rarely seldom always usually mostly mainly chiefly partly entirely completely
+    fully nearly almost roughly approximately precisely strictly either respectively alphabetical alphabetically alphabetic
+    chronological descending ascending reverse newest upward upwards downward onward onwards beyond beneath besides despite
+    unless although though however therefore because since until till per via versus vs plus minus times divided multiplied
+    overall altogether total subtotal grand sum sums summed totals mean median typical typically average averages rounded exact
+    biggest smallest greater lesser upper lower inner outer topmost bottom rank ranks ranked position positions rows columns
+    table tables field fields entries record records dataset data database lookup search searched searching filter filtered
+    matched unique distinct duplicate duplicates repeated existing nonexistent registered unregistered subscribed subscriber
+    enrolled enroll enrolment signed signing joined joining became become becomes turned turn turns reached reach reaches
+    exceeded exceed exceeds exceeding surpass surpassed stayed stay stays remained sit sits hotel hotels guest guests ticket
+    tickets seat seats flight flights airport airports train trains bus buses car cars bike bikes boat boats ship ships plane
+    planes road roads street streets bridge bridges building buildings house houses apartment apartments office offices school
+    schools university universities college colleges student students pupil teacher teachers course courses class classes exam
+    grade grades lesson lessons doctor doctors nurse nurses patient patients hospital hospitals medicine disease treatment pet
+    pets dog dogs cat cats animal animals food drink drinks meal meals breakfast lunch dinner restaurant restaurants cook cooks
+    movie movies film films actor actors director directors music song songs album albums artist artists band bands singer
+    singers concert concerts game games player players team teams match coach coaches season goal goals score scores points
+    medal medals winner winners won win wins lose loser champion competition competitions event events festival festivals
+    company companies firm firms employer employees worker workers staff boss bosses job jobs salary wage wages hired hire
+    fired department departments division divisions project projects budget budgets market markets industry industries
+    customer client supplier suppliers vendor vendors seller retailer dealer producer producers manufacturer manufacturers
+    maker makers brand brands model models series version versions edition type kinds sort sorts category categories genre
+    language languages religion religions currency currencies government president presidents king queen capital language
+    border continents continent ocean oceans sea seas island islands desert deserts forest forests valley mountain hill hills
+    coast village villages town towns suburb region regions province provinces county counties district districts area areas
+    weather temperature rain snow wind sun hot cold warm dry wet morning afternoon evening night midnight noon today tomorrow
+    yesterday tonight decade decades century centuries era period periods quarter quarters semester term terms deadline""".split()
 )
 
 SHORT_FORMS = dict(
@@ -55,7 +94,7 @@ thx=thanks|avg=average|qty=quantity|nr=number|num=number|nb=number|no.=number|ma
 prod=product|dept=department|hw=how|wich=which|&=and|€=euros|$=dollars|%=percent|pct=percent|lst=last|payed=paid
 jan=january|feb=february|mar=march|apr=april|jun=june|jul=july|aug=august|sep=september|sept=september|oct=october
 nov=november|dec=december|gimme=give me|dont=do not|doesnt=does not|didnt=did not|havent=have not|arent=are not
-isnt=is not|wasnt=was not|werent=were not|cant=can not|wont=will not|im=i am|ive=i have|id=id""".replace(
+isnt=is not|wasnt=was not|werent=were not|cant=can not|wont=will not|im=i am|ive=i have|id=id|teh=the|hte=the|adn=and|waht=what|whcih=which|hwo=how|fo=of|ot=to|wer=were|r=are|w=with|b4=before|yr=year|yrs=years|mth=month|amt=amount|desc=descending|asc=ascending|ppl=people|cnt=count|tot=total|curr=current|approx=approximately|wasn=was not|shouldn't=should not|couldn't=could not|hadn't=had not|they're=they are|they've=they have|it's=it is|that's=that is|let's=let us|you've=you have|you're=you are|we're=we are|here's=here is|i've=i have""".replace(
         "\n", "|"
     ).split("|")
 )
