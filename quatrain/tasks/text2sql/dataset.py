@@ -45,7 +45,7 @@ from quatrain.tasks.text2sql.splits import identify, split, usable_combinations
 from quatrain.tasks.text2sql.values import HeldOut, made_up_text, made_up_word, usable
 
 SETS = ("new combinations", "new values", "new phrasings")
-ASKED_SHARE = 0.65
+ASKED_SHARE = 0.7
 """Share of the training questions that are asked as people ask (`asking`); the others have the frames' sentences."""
 ASKED_UP_TO = 0.75
 """Share of the documents up to which they are drills, tellings, or of questions as people ask; the rest has frames."""

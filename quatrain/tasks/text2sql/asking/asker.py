@@ -29,6 +29,7 @@ from quatrain.tasks.text2sql.values import literal
 REFUSAL = "SELECT 'no answer'"
 """What the model writes for a question that the database cannot answer."""
 OFF_TOPIC_SHARE = 0.06
+PEOPLE = frozenset("customer client buyer user person member guest visitor patient student".split())
 SMALL = (2, 3, 3, 4, 5, 5, 5, 5, 6, 7, 8, 10, 10, 10, 12, 15, 20)
 
 
@@ -72,10 +73,10 @@ class Asker:
         self.tables = [table for table in schema.tables if table.identity and table.rows > 1]
         self.weights = [self._weight(table) for table in self.tables]
         kinds: list[tuple[float, Callable[[], Asked | None]]] = [
-            (16, self.count), (15, self.listed), (7, self.columns), (12, self.ranked), (3, self.ranked_column),
-            (10, self.grouped), (11, self.best_group), (8, self.aggregate), (9, self.lookup), (2.5, self.sorted_rows),
-            (3, self.distinct), (4, self.share), (4, self.having), (5, self.period), (2, self.above_average),
-            (2, self.compared), (4, self.inside), (3, self.most_members), (1.5, self.nth), (2.5, self.key_lookup), (2, self.dates),
+            (18, self.count), (17, self.listed), (6, self.columns), (11, self.ranked), (2.5, self.ranked_column),
+            (9, self.grouped), (9, self.best_group), (8, self.aggregate), (9, self.lookup), (2, self.sorted_rows),
+            (3.5, self.distinct), (5, self.share), (4, self.having), (4, self.period), (2, self.above_average), (1.5, self.beyond_row),
+            (2, self.compared), (3, self.inside), (3, self.most_members), (1, self.nth), (3, self.key_lookup), (2, self.dates),
         ]
         self.kinds = [kind for _, kind in kinds]
         self.kind_weights = [weight for weight, _ in kinds]
@@ -84,6 +85,8 @@ class Asker:
         plain = sum(c.role not in ("key", "reference", "other") for c in table.columns)
         children = sum(key.parent == table.name for key in self.schema.foreign_keys)
         named = 1.0 if table.title is not None or len(table.identity) > 1 else 0.6
+        if table.title is None and len(self.schema.parents(table.name)) > 1:
+            named = 0.25  # lines of orders and the like: their amounts are asked for, seldom the lines
         return named * (1 + plain) ** 0.5 * (1 + 0.3 * children)
 
     def ask(self) -> Asked | None:
@@ -99,7 +102,9 @@ class Asker:
 
     def _finish(self, question: str) -> str:
         question = re.sub(r"\s+", " ", question).strip()
-        if self.words.chance(0.1):
+        if self.words.chance(0.07):
+            question = _with_filler(question, self.words.pick(lexicon.FILLERS), self.rng)
+        if self.words.chance(0.12):
             question = self.words.pick(lexicon.POLITE).replace("{q}", question)
         if self.words.chance(0.15):
             question = _without_small_words(question)
@@ -144,19 +149,19 @@ class Asker:
     def rows(self, table: Table, conditions: int | None = None, *, related: bool = True, depth: int = 3) -> Rows | None:
         """Rows of a table with some conditions, as a noun phrase."""
         if conditions is None:
-            conditions = self.rng.choices((0, 1, 2, 3), (0.19, 0.46, 0.3, 0.05))[0]
+            conditions = self.rng.choices((0, 1, 2, 3), (0.16, 0.42, 0.36, 0.06))[0]
         clauses: list[Clause] = []
         used: frozenset[str] = frozenset()
         for _ in range(conditions):
             chance = self.rng.random()
             one = None
-            if related and chance < 0.08:
+            if related and chance < 0.07:
                 one = self.words.child(table)
-            elif related and chance < 0.14:
+            elif related and chance < 0.13:
                 one = self.words.bought(table)
-            elif chance < 0.21:
+            elif chance < 0.17:
                 one = self.words.best_parent(table)
-            elif chance < 0.42:
+            elif chance < 0.38:
                 one = self.words.neighbour(table)
             if one is None:
                 one = self.words.condition(table, used=used, depth=depth)
@@ -198,7 +203,7 @@ class Asker:
             value = str(column.low)
             after.append(words.pick((f"in {value}", f"in the {value}", f"of the {value}", f"of {value}")))
         words.rng.shuffle(after)
-        glue = words.pick((" ", " and ", " and ", ", ", " that are also ")) if len(after) > 1 else " "
+        glue = words.pick((" ", " ", " and ", " and ", " and ", ", ", " that are also ", " but ", " which are also ")) if len(after) > 1 else " "
         phrase = " ".join([*before, noun]) + (" " + glue.join(after) if after else "")
         return Rows(table, tuple(clauses), phrase, " ".join(plain))
 
@@ -255,9 +260,13 @@ class Asker:
         if sql is None:
             return None
         chance = self.rng.random()
-        verbs = [one for one in rows.clauses if any(name.startswith("child") for name in one.columns)]
+        verbs = [one for one in rows.clauses if _is_related(one)]
+        if self.words.chance(0.5) and (asked := self._done_by(rows)) is not None:
+            value, past, noun = asked
+            verb = self.words.pick(("place", "make", "have"))
+            return Asked(self.words.pick((f"how many {noun} did {value} {verb}", f"how many {noun} has {value} {past}", f"how many {noun} has {value} made", f"how many {noun} does {value} have", f"how often did {value} order" if past == "ordered" else f"how many {noun} did {value} have", f"{value} how many {noun}", f"number of {noun} {value} {past}", f"how many {noun} are from {value}", f"how many times has {value} {past}")), sql, "count")
         if chance < 0.1:
-            words = [rows.phrase if self.words.chance(0.5) else f"{self.words.many(table)} {rows.plain}", self.words.pick(("count", "how many", "number", "total number", "total", "#"))]
+            words = [rows.phrase if self.words.chance(0.5) else f"{self.words.many(table)} {rows.plain}", self.words.pick(("count", "how many", "number", "total number", "total", "#", "how many are there", "how many are these"))]
             if self.words.chance(0.4):
                 words.reverse()
             question = " ".join(words)
@@ -269,7 +278,10 @@ class Asker:
                 f"how many {noun} are there {rest} {others}", f"how many {noun} do we have {rest} {others}", f"how many {noun} come {rest} {others}",
                 f"how many {noun} did we get {rest} {others}", f"how many of our {noun} are {rest} {others}", f"how many {noun} live {rest} {others}",
                 f"how many of the {noun} are {rest} {others}", f"{rest} how many {noun} {others}", f"how many {noun} {rest} {others} were there",
+                f"how many {noun} had {rest} {others}", f"how many {noun} got {rest} {others}", f"how many {noun} {rest} {others} do we have", f"how many {noun} {rest} {others} exist", f"how many {noun} have {rest} {others}",
             ))
+        elif chance < 0.4 and self._is_goods(table):
+            question = self.words.pick(lexicon.COUNT_GOODS).replace("{np}", rows.phrase)
         else:
             question = self.words.pick(lexicon.COUNT).replace("{np}", rows.phrase)
         return Asked(question, sql, "count")
@@ -283,15 +295,22 @@ class Asker:
         if sql is None:
             return None
         phrase = rows.phrase
-        people = [one for one in rows.clauses if len(rows.clauses) == 1 and len(one.paths) == 1 and len(one.paths[0]) == 1 and "=" in one.sql[0]]
-        verbs = looked_up(lexicon.VERBS, table.one)
-        if people and verbs and self.words.chance(0.5) and self.schema.table(people[0].paths[0][0].parent).title is not None:
-            parent = self.schema.table(people[0].paths[0][0].parent)
-            if parent.title is not None and people[0].sql[1].startswith(f"{parent.title.full} ="):
-                value = literal_text(people[0].sql[1])
-                verb = self.words.pick(("place", "make", "have", self.words.pick(verbs).split()[0]))
-                noun = self.words.many(table)
-                return Asked(self.words.pick((f"which {noun} did {value} {verb}", f"what {noun} did {value} {verb}", f"which {noun} does {value} have", f"{value}'s {noun}", f"all {noun} of {value}", f"show {noun} of {value}", f"what has {value} ordered", f"what {noun} has {value} made")), sql, "list")
+        if self.words.chance(0.5) and (asked := self._done_by(rows)) is not None:
+            value, past, noun = asked
+            verb = self.words.pick(("place", "make", "have", lexicon.PRESENT.get(past, "make")))
+            return Asked(self.words.pick((f"which {noun} did {value} {verb}", f"what {noun} did {value} {verb}", f"which {noun} does {value} have", f"{value}'s {noun}", f"all {noun} of {value}", f"show {noun} of {value}", f"what has {value} ordered", f"what {noun} has {value} made")), sql, "list")
+        bought = [one for one in rows.clauses if len(rows.clauses) == 1 and "bought" in one.columns]
+        if bought and self.words.chance(0.6):
+            noun, what = self.words.many(table), self.words.pick(bought[0].after)
+            verb = re.sub(r"^(that|who|which) ", "", what).strip()
+            if re.match(r"(?:have )?\w+ by |were |the ", verb) or verb.split()[-1] in lexicon.PRESENT:
+                who, past = re.sub(r"^.* by ", "", verb), next((word for word in verb.split() if word in lexicon.PRESENT), "bought")
+                who = who.removesuffix(f" {past}").strip()
+                verb = lexicon.PRESENT[past]
+                question = self.words.pick((f"what did {who} {verb}", f"which {noun} did {who} {verb}", f"what {noun} has {who} {past}", f"which {noun} were {past} by {who}", f"what has {who} {past}", f"{noun} {past} by {who}", f"everything {who} {past}", f"what {noun} did {who} {verb}", f"show what {who} {past}"))
+            else:
+                question = self.words.pick(("who ", "which {n} ", "what {n} ", "which of our {n} ", "who ", "list {n} who ", "show the {n} who ")).replace("{n}", noun) + verb
+            return Asked(question, sql, "list")
         related = [one for one in rows.clauses if len(rows.clauses) == 1 and any(name.startswith("child") for name in one.columns)]
         if related and self.words.chance(0.5):
             what = self.words.pick(related[0].after)
@@ -302,7 +321,14 @@ class Asker:
             if verb != what:
                 question = start.replace("{n}", noun) + verb + self.words.pick(("", "", " at all", " so far"))
                 return Asked(question, sql, "list")
-        if self.words.chance(0.12) and rows.clauses:
+        if table.key is not None and table.title is None and self.words.chance(0.25):
+            one = self.words.one(table.one)
+            question = self.words.pick(("{one} numbers of {np}", "{one} ids of {np}", "ids of {np}", "numbers of {np}", "{one} numbers of all {np}", "ids of all {np}", "show the {one} ids of {np}", "list the {one} numbers of {np}", "numbers of all {np}")).replace("{one}", one).replace("{np}", phrase)
+        elif rows.clauses and self._is_goods(table) and self.words.chance(0.22):
+            question = self.words.pick(lexicon.GOODS).replace("{rest}", self._rest(rows)).replace("{np}", phrase)
+        elif not rows.clauses and self._is_goods(table) and self.words.chance(0.3):
+            question = self.words.pick(lexicon.ALL_GOODS).replace("{one}", self.words.one(table.one)).replace("{np}", phrase)
+        elif self.words.chance(0.12) and rows.clauses:
             noun, rest = self.words.many(table), self._rest(rows)
             question = self.words.pick((
                 f"which {noun} are {rest}", f"which {noun} were {rest}", f"what {noun} are {rest}", f"which of our {noun} are {rest}",
@@ -312,6 +338,22 @@ class Asker:
         else:
             question = self.words.pick(lexicon.LIST).replace("{np}", phrase)
         return Asked(question, sql, "list")
+
+    def _done_by(self, rows: Rows) -> tuple[str, str, str] | None:
+        """Who did it, what was done, and the noun, for the rows of one named parent: Ann Smith, "placed", "orders"."""
+        if len(rows.clauses) != 1 or len(rows.clauses[0].paths) != 1 or len(rows.clauses[0].paths[0]) != 1:
+            return None
+        one, parent = rows.clauses[0], self.schema.table(rows.clauses[0].paths[0][0].parent)
+        verbs = looked_up(lexicon.VERBS, rows.table.one)
+        if not verbs or parent.title is None or not one.sql[1].startswith(f"{parent.title.full} = "):
+            return None
+        past = lexicon.PAST.get(self.words.pick(verbs), "made").split()[0]
+        return literal_text(one.sql[1]), past, self.words.many(rows.table)
+
+    def _is_goods(self, table: Table) -> bool:
+        """Whether the rows are things with a price, which "what do you have for less than 20" asks for."""
+        priced = any(c.role == "money" and head(c.label) in ("price", "cost") for c in table.columns)
+        return priced and table.title is not None and looked_up(lexicon.NOUNS, table.one) is not None
 
     def _plain(self, table: Table) -> list[Column]:
         return [c for c in table.columns if c.role not in ("other", "key", "reference") and c not in table.identity]
@@ -534,7 +576,7 @@ class Asker:
         found = self.words.measures(table)
         money = [m for m in found if m.revenue or m.units]
         stored = [m for m in found if m.stored]
-        if stored and chance < 0.12:
+        if stored and chance < 0.18:
             return "stored", stored[0], "SUM({})"
         if money and chance < 0.6:
             measure = self.words.pick(money)
@@ -551,16 +593,20 @@ class Asker:
     def _measure_words(self, function: str, measure: Measure, np: str, rest: str) -> list[str]:
         """The ways to say an aggregate over some rows, without a question word."""
         name = self.words.column(measure.columns[0]) if not measure.revenue else "revenue"
+        own = f"{measure.columns[0].table and self.schema.table(measure.columns[0].table).one} {name}"
         if function == "average":
-            return [f"average {name} of {np}", f"average {name} of {np}", f"mean {name} of {np}", f"avg {name} of {np}", f"average {name} for {np}", f"{name} of {np} on average", f"average {name} {rest or np}"]
+            return [f"average {name} of {np}", f"average {name} of {np}", f"mean {name} of {np}", f"avg {name} of {np}", f"average {name} for {np}", f"{name} of {np} on average", f"average {name} {rest or np}",
+                    f"average {own} {rest}", f"mean {own} {rest}", f"typical {name} of {np}", f"average {name} {rest}", f"mean {name} {rest}", f"average {name} among {np}"]
         if function == "sum":
-            return [f"total {name} of {np}", f"sum of {plural_label(name)} of {np}", f"overall {name} of {np}", f"total {name} for {np}", f"combined {name} of {np}", f"{name} of {np} in total", f"total {name} {rest or np}"]
+            stock = [f"{name} {rest}", f"number of pieces in stock {rest}", f"units in stock {rest}", f"total {name} {rest}", f"pieces in stock {rest}", f"number of units in stock {rest}", f"how much {name} {rest}", f"{name} of {np}"] * 2
+            return [f"total {name} of {np}", f"sum of {plural_label(name)} of {np}", f"overall {name} of {np}", f"total {name} for {np}", f"combined {name} of {np}", f"{name} of {np} in total", f"total {name} {rest or np}",
+                    f"total {own} {rest}", f"sum of all {plural_label(name)} {rest}", f"total {name} {rest}", f"{name} in total {rest}", f"all {plural_label(name)} {rest} added up", *(stock if head(measure.columns[0].label) in ("stock", "inventory") else ())]
         if function == "maximum":
             words = self.words.pick(("highest", "maximum", "largest", "biggest", "max", "greatest", "top"))
-            return [f"{words} {name} of {np}", f"{words} {name} among {np}", f"{words} {name} {rest or np}", f"{words} {name} for {np}"]
+            return [f"{words} {name} of {np}", f"{words} {name} among {np}", f"{words} {name} {rest or np}", f"{words} {name} for {np}", f"{words} {own} {rest}", f"{words} {name} {rest}", f"{words} {name} of any {np}", f"{words} {name} {rest} ever"]
         if function == "minimum":
             words = self.words.pick(("lowest", "minimum", "smallest", "min", "least"))
-            return [f"{words} {name} of {np}", f"{words} {name} among {np}", f"{words} {name} {rest or np}", f"{words} {name} for {np}"]
+            return [f"{words} {name} of {np}", f"{words} {name} among {np}", f"{words} {name} {rest or np}", f"{words} {name} for {np}", f"{words} {own} {rest}", f"{words} {name} {rest}", f"most low {name} of {np}", f"{words} {name} of any {np}"]
         if function == "stored":
             return [f"stock value of {np}", f"value of {np} in stock", f"inventory value of {np}", f"total value of the stock of {np}", f"value of the stock {rest}", f"stock value {rest}", f"value of the inventory {rest}", f"worth of {np} in stock"]
         if function == "units":
@@ -583,13 +629,18 @@ class Asker:
         rest = self._rest(rows)
         text = self.words.pick(self._measure_words(function, measure, rows.phrase, rest))
         frames = [f"what is the {text}", f"what's the {text}", text, f"what was the {text}", f"the {text}", f"calculate the {text}", f"show the {text}", f"tell me the {text}", f"give me the {text}", f"what is our {text}"]
+        goods = self._goods_phrase(rows) if function in ("revenue", "units") else ""
         if function == "revenue":
+            frames += [f"revenue with {goods}", f"revenue from {goods}", f"how much did we earn with {goods}", f"how much money did we make with {goods}", f"sales of {goods}", f"how much did {goods} bring in", f"turnover with {goods}", f"what did we earn with {goods}", f"how much did customers spend on {goods}", f"total sales of {goods}"] if goods else []
+            buyers = self._buyers_phrase(rows)
+            frames += [f"how much did {buyers} spend", f"how much have {buyers} spent", f"how much money did {buyers} spend with us", f"turnover with {buyers}", f"revenue from {buyers}", f"how much did {buyers} buy for", f"money spent by {buyers}", f"how much did {buyers} pay us", f"what did {buyers} spend in total"] * 2 if buyers else []
             frames += [f"how much revenue did we make {rest}", f"how much money did we make {rest}", f"how much did we sell {rest}", f"how much did we earn {rest}", f"how much was spent {rest}",
                        f"how much money was made {rest}", f"how much have we sold {rest}", f"how much money did we take {rest}", f"how much money came in {rest}", f"what did we earn {rest}"] * 2
         if function == "stored":
             np = rows.phrase
             frames += [f"how much is our stock worth {rest}", f"how much are {np} in stock worth", f"what is the stock worth {rest}", f"how much money is tied up in stock {rest}", f"what are all {np} in stock worth", f"how much are all {np} in stock worth together"] * 2
         if function == "units":
+            frames += [f"how many units of {goods} were sold", f"how many {goods} were sold", f"how many {goods} did we sell", f"number of {goods} sold", f"units of {goods} sold", f"how many {goods} have we sold", f"how many pieces of {goods} did we sell", f"sold quantity of {goods}", f"how many {goods} went out", f"how many {goods} were ordered"] if goods else []
             frames += [f"how many units were sold {rest}", f"how many units did we sell {rest}", f"how many items were sold {rest}", f"how many pieces did we sell {rest}", f"how many products were sold {rest}",
                        f"how many were sold {rest}", f"how many units have been sold {rest}", f"how many items did we sell {rest}"] * 2
         column = measure.columns[0]
@@ -601,6 +652,28 @@ class Asker:
         if function == "sum" and head(column.label) in ("stock", "inventory"):
             frames += [f"how many units are in stock {rest}", f"how many {rows.phrase} are in stock in total", f"how many items do we have in stock {rest}"]
         return Asked(self.words.pick(frames), sql, function)
+
+    def _goods_phrase(self, rows: Rows) -> str:
+        """What was sold, where the rows are the lines of sales: "Ember lamps in 2023"; "" where it is not known."""
+        return self._parent_phrase(rows, lambda path: len(path) == 1 and self._is_goods(self.schema.table(path[0].parent)))
+
+    def _buyers_phrase(self, rows: Rows) -> str:
+        """Who bought: "customers from Spain"; "" where the rows know no people, or all of them."""
+        return self._parent_phrase(rows, lambda path: path[-1].label in PEOPLE)
+
+    def _parent_phrase(self, rows: Rows, fits: Callable[[Path], bool]) -> str:
+        """The rows named after a parent that conditions are about, the other conditions behind it."""
+        ways = [path for path in self.words.paths(rows.table) if path and fits(path)]
+        if not ways or not rows.clauses:
+            return ""
+        way = min(ways, key=len)
+        about = [one for one in rows.clauses if one.paths and all(path[: len(way)] == way for path in one.paths)]
+        if not about:
+            return ""
+        noun = self.words.several(way[-1].label)
+        first = self.phrase(self.schema.table(way[-1].parent), about, noun).phrase
+        others = " ".join(self.words.pick(one.after) for one in rows.clauses if one not in about)
+        return f"{first} {others}".strip()
 
     def grouped(self) -> Asked | None:
         table = self._measured()
@@ -629,7 +702,8 @@ class Asker:
             m = self.words.pick((f"number of {np}", f"how many {np}", f"count of {np}", f"{np}", f"how many {np} are there", f"how many {np} do we have", f"count {np}", f"number of {np}"))
             frames = [f"how many {np} does each {g} have", f"how many {np} are in each {g}", f"how many {np} are there in each {g}", f"each {g} and its number of {np}", f"{gs} and their number of {np}",
                       f"for each {g}, how many {np} are there", f"list {gs} with their number of {np}", f"{gs} with number of {np}", f"which {gs} have how many {np}", f"{np} count by {g}", f"number of {np} in every {g}",
-                      f"show the number of {np} for each {g}", f"for every {g} the number of {np}", f"breakdown of {np} by {g}", f"distribution of {np} by {g}"]
+                      f"show the number of {np} for each {g}", f"for every {g} the number of {np}", f"breakdown of {np} by {g}", f"distribution of {np} by {g}",
+                      f"how many {np} does every {g} have", f"for each {g} how many {np} do we have", f"how are {np} distributed over {gs}", f"{np} {g} by {g}", f"count {np} for each {g}", f"how many {np} per {g} do we have"]
         else:
             m = self.words.pick(self._measure_words(function, measure, np, rest))
             if self.words.chance(0.5):
@@ -820,7 +894,9 @@ class Asker:
         if best:
             most = "most" if down else "fewest"
             what = f"the {most} {np}" if measure is None else f"the {'highest' if down else 'lowest'} {m}"
-            return Asked(self.words.pick((f"which {unit} had {what}", f"in which {unit} were there {what}", f"{unit} with {what}", f"what {unit} had {what}", f"in which {unit} did we have {what}", f"which was the {unit} with {what}", f"{'best' if down else 'worst'} {unit} for {np if measure is None else m}")), sql, "best period")
+            return Asked(self.words.pick((f"which {unit} had {what}", f"in which {unit} were there {what}", f"{unit} with {what}", f"what {unit} had {what}", f"in which {unit} did we have {what}", f"which was the {unit} with {what}", f"{'best' if down else 'worst'} {unit} for {np if measure is None else m}",
+                f"{'best' if down else 'worst'} {unit} {rest} by {self.words.pick(('number of ', '')) + self.words.many(table) if measure is None else self.words.pick(self._measure_words(function, measure, self.words.many(table), ''))}", f"{'best' if down else 'worst'} {unit} {rest}" if measure is not None and measure.revenue else f"which {unit} had {what}",
+                f"what was the {'best' if down else 'worst'} {unit} for {np if measure is None else m}", f"in which {unit} was {what}")), sql, "best period")
         words = ("per month", "by month", "for each month", "monthly", "each month", "every month", "month by month") if monthly else ("per year", "by year", "for each year", "yearly", "each year", "every year", "year by year", "over the years", "annually")
         word = self.words.pick(words)
         return Asked(self.words.pick((f"{m} {word}", f"{m} {word}", f"show {m} {word}", f"what is the {m} {word}" if measure else f"{m} {word}", f"{word} {m}", f"{m} {column.label} {word}" if measure is None else f"{m} {word}")), sql, "period")
@@ -864,7 +940,14 @@ class Asker:
         word = self.words.pick(("share", "percentage", "percent", "proportion", "fraction", "part", "percentage"))
         number, noun = self.words.pick(("%", "percent", "percentage")), self.words.many(table)
         frames = (f"what {word} of {what} are {which}", f"what {word} of {what} is {which}", f"{word} of {what} {which}", f"what is the {word} of {what} {which}", f"which {word} of {what} were {which}", f"{word} of {which} {noun}" if not base.clauses else f"{word} of {what} that are {which}",
-                  f"how many {number} of {what} are {which}", f"how much {number} of {what} are {which}", f"what's the {word} of {which} {noun}" if not base.clauses else f"{word} of {what} being {which}", f"what {number} of {what} {which}", f"in {number}, how many {what} are {which}", f"what {word} of our {what} are {which}", f"what {word} of {what} were {which}")
+                  f"how many {number} of {what} are {which}", f"how much {number} of {what} are {which}", f"what's the {word} of {which} {noun}" if not base.clauses else f"{word} of {what} being {which}", f"what {number} of {what} {which}", f"in {number}, how many {what} are {which}", f"what {word} of our {what} are {which}", f"what {word} of {what} were {which}", f"how big is the {word} of {what} {which}", f"how high is the {word} of {what} {which}", f"{word} {what} {which}", f"what {word} of {what} got {which}", f"what {word} of {what} have {which}", f"what {word} of {what} has {which}",
+                  f"how many {number} of our {what} are {which}")
+        if one.before:
+            rest, ahead = self._rest(base), self.words.pick(one.before)
+            frames += (f"{word} of {ahead} {noun} {rest}", f"what is the {word} of {ahead} {noun} {rest}", f"how big is the {word} of {ahead} {noun} {rest}", f"{number} of {ahead} {noun} {rest}", f"{word} {ahead} {noun} {rest}", f"{rest} what is the {word} of {ahead} {noun}") * 2
+        rate = lexicon.RATES.get(literal_text(one.sql[0])) if "= '" in one.sql[0] and "!=" not in one.sql[0] else None
+        if rate:
+            frames = (*frames, *(f"{rate} rate {self._rest(base)}", f"what is the {rate} rate {self._rest(base)}", f"{rate} rate of {what}", f"what is our {rate} rate {self._rest(base)}", f"{rate} rate for {what}", f"how high is the {rate} rate of {what}") * 2)
         return Asked(self.words.pick(frames), sql, "share")
 
     def above_average(self) -> Asked | None:
@@ -885,6 +968,32 @@ class Asker:
         np = f"{self.words.many(table)} {self.words.pick(ways)}"
         return Asked(self.words.pick(lexicon.COUNT if counted else lexicon.LIST).replace("{np}", np), sql, "above average")
 
+    def beyond_row(self) -> Asked | None:
+        """Rows above or below one that is named: "products that cost more than the Walnut Kettle"."""
+        tables = [t for t in self.tables if t.title is not None and t.title.values * 1.3 >= t.rows]
+        table = self.words.pick(tables) if tables else None
+        columns = [c for c in table.columns if c.is_number and c.values > 4] if table is not None else []
+        if table is None or table.title is None or not columns:
+            return None
+        column, above, counted = self.words.pick(columns), self.words.chance(0.6), self.words.chance(0.25)
+        drawn = self.words.row_values(table, [((), table.title)])
+        if drawn is None:
+            return None
+        value = str(drawn[0])
+        inner = f"SELECT {column.sql} FROM {table.sql} WHERE {table.title.sql} = {literal(value)}"
+        output = "COUNT(*)" if counted else self.identity(table)(False)
+        sql = f"SELECT {output} FROM {table.sql} WHERE {column.sql} {'>' if above else '<'} ({inner})"
+        name, known = self.words.column(column), self.words.scale(column)
+        the = self.words.pick((value, value, f"the {value}", f"{table.one} {value}", f"the {table.one} {value}"))
+        side = self.words.pick(("higher", "larger", "bigger", "greater") if above else ("lower", "smaller"))
+        ways = [f"with {with_article(f'{side} {name}')} than {the}", f"with {'more' if above else 'less'} {name} than {the}", f"whose {name} is {side} than that of {the}", f"with {name} {'above' if above else 'below'} that of {the}", f"that have {with_article(f'{side} {name}')} than {the}"]
+        ways += [f"{word} {the}" for word in (known.more if above else known.less)] * 3
+        if head(column.label) in ("price", "cost"):
+            ways += [f"that cost {'more' if above else 'less'} than {the}", f"costing {'more' if above else 'less'} than {the}", f"that are {'more expensive' if above else 'cheaper'} than {the}", f"{'more expensive' if above else 'cheaper'} than {the}"] * 2
+        np = f"{self.words.many(table)} {self.words.pick(ways)}"
+        text = self.words.pick(lexicon.COUNT if counted else lexicon.LIST).replace("{np}", np)
+        return Asked(text.replace("that cost", "cost") if text.startswith(("which", "how many")) and self.words.chance(0.5) else text, sql, "beyond row")
+
     def compared(self) -> Asked | None:
         """Two values of a column side by side: "more orders paid by card or by cash"."""
         table = self._table()
@@ -900,7 +1009,7 @@ class Asker:
         np = self.words.many(table)
         if self.words.chance(0.5):
             sql = f"SELECT {column.sql} FROM {table.sql} WHERE {test} GROUP BY {column.sql} ORDER BY COUNT(*) DESC LIMIT 1"
-            frames = (f"are there more {a} or {b} {np}", f"do we have more {np} with {a} or {b}", f"which has more {np}, {a} or {b}", f"more {a} or {b} {np}", f"is {a} or {b} more common among {np}")
+            frames = (f"are there more {a} or {b} {np}", f"do we have more {np} with {a} or {b}", f"which has more {np}, {a} or {b}", f"more {a} or {b} {np}", f"is {a} or {b} more common among {np}", f"what do we have more of, {a} or {b} {np}", f"what is more common, {a} or {b}", f"which is bigger, {a} or {b}", f"are more {np} {a} or {b}", f"are there more {np} with {a} or with {b}", f"do we have more {a} {np} or more {b} {np}", f"are there more {np} by {a} or by {b}", f"do more people use {a} or {b}", f"which is used more often, {a} or {b}", f"do more {np} come from {a} or from {b}")
         else:
             sql = f"SELECT {column.sql}, COUNT(*) FROM {table.sql} WHERE {test} GROUP BY {column.sql}"
             frames = (f"compare {a} and {b} {np}", f"number of {a} and {b} {np} each", f"how many {a} and how many {b} {np}", f"compare the number of {a} and {b} {np}", f"{np} {a} vs {b}")
@@ -958,16 +1067,16 @@ class Asker:
         last = head(label)
         if last in PLACES:
             frames += [f"where is {the}", f"where does {the} live", f"in which {last} is {the}", f"in what {last} is {the}", f"where is {the} located", f"which {last} is {the} in", f"what {last} is {the} in", f"which {last} does {the} come from", f"where does {the} come from", f"where can i find {the}", f"{value} is in which {last}"]
-        adjectives = {"price": ("how much is {x}", "how much does {x} cost", "what does {x} cost", "price for {x}", "how expensive is {x}", "cost of {x}"), "cost": ("how much is {x}", "how much does {x} cost"),
-                      "stock": ("how many {x} are in stock", "how many {x} do we have", "how many {x} are left", "is {x} in stock", "how much {x} is in stock", "do we still have {x}"),
-                      "rating": ("how good is {x}", "how is {x} rated", "how well is {x} rated"), "population": ("how many people live in {x}", "how big is {x}", "how many inhabitants does {x} have", "how many people are there in {x}", "how many residents does {x} have", "how many citizens in {x}", "how populous is {x}", "number of people in {x}", "how many people in {x}"),
+        adjectives = {"price": ("how much is {x}", "how much does {x} cost", "what does {x} cost", "price for {x}", "how expensive is {x}", "cost of {x}", "what do we charge for {x}", "how much do we charge for {x}", "what is the price tag of {x}", "how much money is {x}"), "cost": ("how much is {x}", "how much does {x} cost"),
+                      "stock": ("how many {x} are in stock", "how many {x} do we have", "how many {x} are left", "is {x} in stock", "how much {x} is in stock", "do we still have {x}", "how many units of {x} are left", "how many pieces of {x} do we have", "how many {x} do we still have", "is {x} still available", "do we still have {x} in stock", "how many of {x} are there", "stock of {x}", "how many {x} remain", "how many pieces of {x} are in stock", "is there any {x} left"),
+                      "rating": ("how good is {x}", "how is {x} rated", "how well is {x} rated", "how many stars does {x} have", "what do people think of {x}", "rating {x}"), "limit": ("how much credit does {x} have", "how much may {x} spend", "up to how much can {x} buy"), "credit": ("how much credit does {x} have",), "segment": ("what kind of customer is {x}", "what type of customer is {x}", "which group is {x} in"), "status": ("what happened to {x}",), "department": ("which department does {x} belong to", "where does {x} belong"), "category": ("what kind of thing is {x}", "which category does {x} belong to", "what is {x}"), "population": ("how many people live in {x}", "how big is {x}", "how many inhabitants does {x} have", "how many people are there in {x}", "how many residents does {x} have", "how many citizens in {x}", "how populous is {x}", "number of people in {x}", "how many people in {x}"),
                       "area": ("how big is {x}", "how large is {x}", "how big is {x}", "size of {x}"), "length": ("how long is {x}",), "height": ("how high is {x}", "how tall is {x}"), "altitude": ("how high is {x}", "how tall is {x}", "how high is the peak of {x}"), "elevation": ("how high is {x}", "how tall is {x}"),
                       "age": ("how old is {x}",), "milliseconds": ("how long is {x}", "how long does {x} take"), "duration": ("how long is {x}",), "weight": ("how heavy is {x}", "how much does {x} weigh"), "density": ("how dense is {x}", "how crowded is {x}"), "brand": ("who makes {x}", "who made {x}", "which company makes {x}"),
                       "artist": ("who made {x}", "who sings {x}", "who recorded {x}", "who is {x} by"), "composer": ("who wrote {x}", "who composed {x}"), "author": ("who wrote {x}",), "capacity": ("how many people fit in {x}", "how big is {x}"), "email": ("how can i reach {x}", "how can i contact {x}", "how do i write to {x}"), "salary": ("how much does {x} earn", "how much does {x} make"), "phone": ("how can i call {x}",)}.get(last, ())
         frames += [frame.replace("{x}", the) for frame in adjectives] * 3
         if column.role == "date":
             done = done_on(column)
-            frames += [f"when was {the} {verb.removeprefix('who ')}" for verb in done] + [f"when did {the} {word}" for word in column.label.split()[:1]] + [f"since when do we have {the}", f"when did {the} sign up"] * ("join" in column.label)
+            frames += [f"when was {the} {verb.removeprefix('who ')}" for verb in done] + [f"when did {the} {word}" for word in column.label.split()[:1]] + [f"since when do we have {the}", f"when did {the} sign up", f"since when is {the} our {table.one}", f"when did {the} become a {table.one}", f"since when is {the} {with_article(table.one)}", f"how long has {the} been a {table.one}", f"when did {the} register"] * ("join" in column.label)
         return Asked(self.words.pick(frames), sql, "lookup")
 
     def _holder(self, column: Column) -> str:
@@ -1002,7 +1111,13 @@ class Asker:
         if path and path[-1].label in ("customer", "client", "user", "person"):
             frames += [f"who placed {the}", f"who ordered {the}", f"whose {one} is number {number}", f"who made {the}", f"which {name} placed {the}"] * 2
         if column.role == "date":
-            frames += [f"when was {the} placed", f"when was {the} made", f"date of {the}"] * 2
+            frames += [f"when was {the} placed", f"when was {the} made", f"date of {the}", f"on what date was {the} placed", f"what day was {the} placed", f"on which day was {the} made", f"from when is {the}", f"how old is {the}"] * 2
+        if head(column.label) in ("payment", "method"):
+            frames += [f"how was {the} paid", f"how did they pay for {the}", f"how was {the} paid for", f"how did the customer pay {the}", f"what was {the} paid with", f"by what means was {the} paid"] * 2
+        if head(column.label) in ("status", "state"):
+            frames += [f"what happened to {the}", f"how is {the} doing", f"where is {the}", f"is {the} done", f"what is going on with {the}", f"in what state is {the}", f"what's up with {the}"] * 2
+        if column.role == "money":
+            frames += [f"how much was the {name} of {the}", f"what did {the} cost in {name}", f"how much {name} did {the} have"]
         return Asked(self.words.pick(frames), sql, "key lookup")
 
     def inside(self) -> Asked | None:
@@ -1076,6 +1191,20 @@ def _without_small_words(question: str) -> str:
     words = question.split(" ")
     kept = [word for word in words if word.lower() not in _SMALL_WORDS]
     return " ".join(kept) if len(kept) > 1 else question
+
+
+def _with_filler(question: str, filler: str, rng: random.Random) -> str:
+    """The question with a word more that asks for nothing: "how many orders do we currently have"."""
+    words = question.split(" ")
+    if '"' in question or "'" in question or len(words) < 3:
+        return f"{question} {filler}"
+    place = int(rng.random() * (len(words) + 1)) if rng.random() < 0.5 else len(words)
+    return " ".join([*words[:place], filler, *words[place:]])
+
+
+def _is_related(clause: Clause) -> bool:
+    """Whether a condition is about rows of other tables that are not joined, and so has a verb of its own."""
+    return any(name.startswith("child") or name == "bought" for name in clause.columns)
 
 
 def _names(columns: Sequence[Column], joined: bool) -> str:

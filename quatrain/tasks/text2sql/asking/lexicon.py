@@ -269,6 +269,14 @@ PAST = {
     "play": "played", "visit": "visited", "review": "reviewed", "rent": "rented", "borrow": "borrowed", "pay": "paid",
 }  # fmt: skip
 
+PRESENT = {"ordered": "order", "bought": "buy", "purchased": "purchase", "sold": "sell", "flown": "fly", "released": "release",
+    "recorded": "record", "made": "make", "sung": "sing", "written": "write", "published": "publish", "played": "play",
+    "visited": "visit", "reviewed": "review", "rented": "rent", "borrowed": "borrow", "paid": "pay", "placed": "place", "performed": "perform"}  # fmt: skip
+"""The other way round."""
+RATES = {"returned": "return", "cancelled": "cancellation", "canceled": "cancellation", "delivered": "delivery", "refunded": "refund",
+    "married": "marriage", "employed": "employment", "completed": "completion", "failed": "failure", "passed": "pass", "won": "win"}  # fmt: skip
+"""The noun before "rate" for a state."""
+
 DONE = _table("""
 order: placed, made, ordered
 purchase: made
@@ -352,7 +360,7 @@ citizenship: from
 
 LIST = (
     "list {np}", "show {np}", "show me {np}", "give me {np}", "which {np}", "which {np} are there", "what {np} are there",
-    "list all {np}", "show all {np}", "show me all {np}", "give me all {np}", "all {np}", "{np}", "{np} list",
+    "list all {np}", "show all {np}", "show me all {np}", "give me all {np}", "all {np}", "{np}", "{np} list", "could you list {np}", "{np} only", "just the {np}", "every {np}", "all our {np}", "all of our {np}", "which are our {np}", "what {np} can you find", "who or what are the {np}", "please to show {np}", "show us {np}", "let me see {np}", "print all {np}", "i would like to see {np}", "i want {np}", "all the {np} we have", "every one of our {np}", "give the names of {np}", "what are the names of {np}", "tell me which {np} there are", "could i see {np}",
     "what are the {np}", "which are the {np}", "find {np}", "find all {np}", "get {np}", "names of {np}",
     "list the names of {np}", "name all {np}", "name the {np}", "display {np}", "what {np} do we have",
     "which {np} do we have", "which {np} exist", "who are the {np}", "tell me the {np}", "list of {np}",
@@ -365,11 +373,36 @@ COUNT = (
     "how many {np}", "how many {np} are there", "how many {np} do we have", "number of {np}", "count {np}",
     "count the {np}", "count of {np}", "what is the number of {np}", "what's the number of {np}", "total number of {np}",
     "how many {np} have we got", "how many {np} exist", "how many {np} in total", "how many {np} are in the database",
-    "give me the number of {np}", "tell me how many {np} there are", "{np} count", "# of {np}", "how many are {np}",
+    "give me the number of {np}", "tell me how many {np} there are", "{np} count", "# of {np}", "how many are {np}", "the number of {np}", "what number of {np} do we have", "count all {np}", "please count {np}", "overall number of {np}", "give the number of {np}", "how many {np} can be found", "{np} in total", "how large is the number of {np}", "i need the number of {np}", "{np} how many",
     "what is the total number of {np}", "how many {np} were there", "nr of {np}", "no. of {np}", "amount of {np}",
     "how many {np} did we have", "how many {np} have there been", "how big is the number of {np}", "number {np}",
     "how often were there {np}", "total {np}", "how many {np} can you find", "quantity of {np}", "how many of the {np}",
 )  # fmt: skip
+COUNT_GOODS = (
+    "how many {np} do we sell", "how many {np} do we offer", "how many {np} are in the range", "how many {np} do we carry",
+    "how many {np} do we have on offer", "how many {np} are in our assortment", "how many {np} are in the catalogue",
+    "how many {np} can customers buy from us", "how many {np} do we stock", "how many {np} can i buy", "how many {np} do you sell",
+)  # fmt: skip
+GOODS = (
+    "what do we have {rest}", "what do we sell {rest}", "everything {rest}", "everything we have {rest}", "everything we sell {rest}",
+    "do we have anything {rest}", "do we sell anything {rest}", "what can i buy {rest}", "what do you have {rest}",
+    "show everything {rest}", "list everything {rest}", "what is there {rest}", "what have we got {rest}", "anything {rest}",
+    "which {np} do we sell", "which {np} do we offer", "which {np} can i buy", "what {np} do we sell", "what {np} are in our range",
+    "what things do we have {rest}", "all we have {rest}", "show me what we have {rest}", "give me everything {rest}",
+)  # fmt: skip
+"""Questions for things on sale that do not say what they are; `{rest}` are the conditions."""
+ALL_GOODS = (
+    "the whole {one} range", "show the entire assortment", "what do we sell", "everything we sell", "our whole {one} list",
+    "full {one} catalogue", "show me the complete range of {np}", "what do you sell", "complete {one} list", "our assortment",
+    "show me the whole {one} range", "what is in our catalogue", "list our entire range", "which {np} do we sell",
+)  # fmt: skip
+FILLERS = (
+    "currently", "actually", "right now", "at the moment", "so far", "exactly", "again", "already", "just", "really",
+    "in our system", "today", "as of now", "at present", "by now", "overall", "in all", "altogether", "ever", "here",
+    "if any", "in fact", "approximately", "roughly", "anyway", "of ours", "in our shop", "in the data", "maybe", "on record",
+    "as far as we know", "to date", "for the boss", "in the list", "with us", "you know", "now", "still", "once more",
+)  # fmt: skip
+"""Words that people add, and that ask for nothing."""
 POLITE = (
     "please {q}", "{q} please", "can you tell me {q}", "could you tell me {q}", "i would like to know {q}", "{q} thanks",
     "i'd like to know {q}", "hi, {q}", "hello, {q}", "tell me {q}", "hey {q}", "could you please tell me {q}", "ok {q}",
@@ -393,13 +426,13 @@ ABSENT = (
     "how many {np} like {t}", "number of {np} with {t}", "{np} sorted by {c}", "which {np} will be popular next year",
     "what will the {k} of {np} be next year", "how far away are {np}", "how fast are {np}", "why are there so many {np}",
     "why is the {k} so high", "which {np} do you like best", "what do you think about {np}", "how many employees do {np} have",
-    "who invented {np}", "{t} of {np}", "which {np} have children", "how many {np} are married", "what do {np} eat",
+    "{t} of {np}", "which {np} have children", "how many {np} are married", "what do {np} eat",
 )  # fmt: skip
 """Questions about what a database does not hold; `{c}` and `{t}` are of `UNKNOWN`."""
 ABSENT_OF_VALUE = (
     "how old is {v}", "who is the president of {v}", "who is the mayor of {v}", "what is the weather like in {v}",
     "will it rain in {v} tomorrow", "what is the {c} of {v}", "how heavy is {v}", "what colour is {v}", "is {v} married",
-    "who invented {v}", "what does {v} mean", "tell me a story about {v}", "why is {v} so good", "how do i get to {v}",
+    "what does {v} mean", "tell me a story about {v}", "why is {v} so good", "how do i get to {v}",
     "what is the time in {v}", "the {c} of {v}", "{v} {c}", "how far is it to {v}", "who founded {v}", "write a poem about {v}",
     "what language do they speak in {v}", "does {v} have a {t}", "what should i think of {v}", "{v} is great",
     "i like {v}", "{v} is better than all the others", "hello {v}", "when does {v} open", "how many {t} does {v} have",
@@ -428,7 +461,7 @@ column: shoe size, blood type, favourite colour, eye colour, horoscope, hair col
 
 def question_words() -> set[str]:
     """Every word of this module, so that it counts as spelled right."""
-    texts = [*LIST, *COUNT, *POLITE, *OFF_TOPIC, *ABSENT, *ABSENT_OF_VALUE, *ORDERS, *STATEMENTS, *PAST.values()]
+    texts = [*LIST, *COUNT, *COUNT_GOODS, *GOODS, *ALL_GOODS, *FILLERS, *RATES.values(), *POLITE, *OFF_TOPIC, *ABSENT, *ABSENT_OF_VALUE, *ORDERS, *STATEMENTS, *PAST.values()]
     for table in (NOUNS, COLUMNS, VERBS, DONE, PREPOSITIONS, UNKNOWN):
         texts += [text for key, words in table.items() for text in (key, *words)]
     for each in (*SCALES.values(), DATES, GENERAL):

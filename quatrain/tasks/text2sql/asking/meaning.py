@@ -211,13 +211,13 @@ class Words:
     def condition(self, table: Table, *, used: frozenset[str] = frozenset(), depth: int = DEPTH) -> Clause | None:
         """A condition on the rows of a table, or None when the draw came to nothing."""
         chance = self.rng.random()
-        if chance < 0.56:
+        if chance < 0.54:
             return self._equal(table, used, depth)
-        if chance < 0.74:
+        if chance < 0.75:
             return self._number(table, used)
         if chance < 0.9:
             return self._date(table, used, depth)
-        if chance < 0.95:
+        if chance < 0.965:
             return self._missing(table, used)
         return self._contains(table, used)
 
@@ -257,7 +257,7 @@ class Words:
             return None
         value = drawn[0]
         chance = self.rng.random()
-        kind = kind or ("equal" if chance < 0.76 or column.values < 3 else "one of" if chance < 0.87 else "not equal")
+        kind = kind or ("equal" if chance < 0.7 else "not equal" if chance > 0.84 or column.values < 3 else "one of")
         holder, target = self.holder(table, path, column), self.target(table, path)
         plain = str(value)
         prepositions = list(looked_up(lexicon.PREPOSITIONS, holder) or ("with", "for"))
@@ -270,7 +270,8 @@ class Words:
         if column == target.title and path:
             after += ["of {v}", "for {v}", "{v}", f"in the {holder} {{v}}", f"of the {holder} {{v}}", "from {v}"]
         if column.values <= 12 and not path:
-            after += ["that are {v}", "which are {v}", "that were {v}", "who are {v}", "{v}", "which have been {v}"]
+            after += ["that are {v}", "which are {v}", "that were {v}", "who are {v}", "{v}", "which have been {v}",
+                      "that got {v}", "that have been {v}", "that are still {v}", "being {v}", "marked as {v}", "which were {v}"]
         elif len(path) >= 1 and head(holder) in PLACES and len(path) > 1:
             above = path[0].label
             after += [f"from {plural(above)} in {{v}}", f"of {plural(above)} from {{v}}", f"by {plural(above)} in {{v}}"]
@@ -289,8 +290,9 @@ class Words:
             if other == value:
                 return None
             pair = [value, other]
-            glue = self.pick((" or ", " and ", " or ", ", ", " and/or "))
+            glue = self.pick((" or ", " and ", " or ", ", ", " and/or ", " as well as ", " or "))
             plain, test = f"{pair[0]}{glue}{pair[1]}", f"IN ({literal(pair[0])}, {literal(pair[1])})"
+            plain = self.pick((plain, plain, plain, f"either {pair[0]} or {pair[1]}", f"{pair[0]} or {self.pick(prepositions or ('else',))} {pair[1]}", f"both {pair[0]} and {pair[1]}"))
             before, instead = ("{v}",), ()
         else:
             test = f"!= {literal(value)}"
@@ -298,8 +300,11 @@ class Words:
             after = [f"not {bare} {{v}}", f"that are not {bare} {{v}}", f"whose {named} is not {{v}}", "except {v}",
                      "other than {v}", "which are not {v}", "that aren't {v}", "excluding {v}", "without {v}",
                      "outside of {v}" if head(holder) in PLACES else "apart from {v}", f"with {named} not {{v}}",
-                     "not {v}", "that were not {v}", f"with a {named} other than {{v}}"]
-            before, instead = ("not {v}", "non {v}", "non-{v}"), ()
+                     "not {v}", "that were not {v}", f"with a {named} other than {{v}}", "that have not been {v}", "except those {v}",
+                     f"except the ones {bare} {{v}}", "except {v} ones", f"which do not come {bare} {{v}}", f"but not {{v}}", f"not {bare} {{v}}",
+                     "but {v}", f"with any {named} but {{v}}", "outside {v}" if head(holder) in PLACES else "besides {v}", "that are not yet {v}", "not yet {v}",
+                     f"which are not {bare} {{v}}", f"that are anything but {{v}}", "leaving out {v}", "ignoring {v}"]
+            before, instead = ("not {v}", "non {v}", "non-{v}", "non {v}"), ()
         tests = (f"{own} {test}", f"{full} {test}")
         title = table.title
         if kind == "not equal" and not path and title is not None and title != column and title.values * 1.3 < table.rows:
@@ -336,17 +341,23 @@ class Words:
             some: tuple[str, ...] = ("with {c}", "whose {c} is not 0", "with some {c}", "whose {c} is above 0", "that have {c}")
             if stock:
                 none = (*none, *("out of stock", "that are out of stock", "sold out", "not in stock", "that ran out",
-                        "not available", "unavailable", "with nothing left", "with empty stock", "which are sold out"))
+                        "not available", "unavailable", "with nothing left", "with empty stock", "which are sold out", "we ran out of",
+                        "no longer available", "no longer in stock", "that have run out", "which we cannot deliver", "of which nothing is left",
+                        "that are gone", "of which we have none left", "with none left", "that sold out", "that are all gone"))
                 some = (*some, *("in stock", "that are in stock", "available", "still in stock", "currently in stock",
-                        "that we have in stock", "on stock", "still available"))
+                        "that we have in stock", "on stock", "still available", "which are available", "that we can deliver", "left in stock",
+                        "that are still left", "available now", "in the warehouse"))
             if head(column.label) in MONEY or column.role == "money":
                 what = self.column(column).removesuffix(" cost").removesuffix(" price")
                 none = (*none, "free of charge", f"with free {what}", "that were free", f"for which {what} was free",
                         f"without any {what} costs", f"with no {what} costs", f"free {what}", "for free", "at no cost", "that cost nothing",
-                        f"where {what} was free", f"without {what} costs")
+                        f"where {what} was free", f"without {what} costs", f"that had free {what}", f"had free {what}", f"had no {what} costs", "that were free of charge", f"with {what} for free")
+            ahead: tuple[str, ...] = ()
+            if stock:
+                ahead = ("out of stock", "sold out", "unavailable") if zero else ("available", "in-stock", "deliverable")
             words = tuple(text.replace("{c}", self.column(column)) for text in (none if zero else some))
             test = "= 0" if zero else "> 0"
-            return Clause((f"{column.sql} {test}", f"{column.full} {test}"), words, (), (), (), frozenset([column.full]))
+            return Clause((f"{column.sql} {test}", f"{column.full} {test}"), words, ahead, (), (), frozenset([column.full]))
         drawn = self.row_values(table, [((), column)])
         if drawn is None:
             return None
@@ -362,23 +373,33 @@ class Words:
             if low == high:
                 return None
             a, b = number_text(low), number_text(high)
-            after = (f"between {a} and {b}", f"with {name} between {a} and {b}", f"with {with_article(name)} from {a} to {b}",
-                     f"whose {name} is between {a} and {b}", f"{name} {a} to {b}", f"from {a} to {b}", f"{name} {a}-{b}",
-                     f"that cost between {a} and {b}" if head(column.label) in MONEY else f"{name} between {a} and {b}")
+            after: tuple[str, ...] = (f"with {name} between {a} and {b}", f"with {with_article(name)} from {a} to {b}",
+                     f"whose {name} is between {a} and {b}", f"{name} {a} to {b}", f"{name} {a}-{b}", f"{name} between {a} and {b}",
+                     f"with {name} of at least {a} and at most {b}", f"with {with_article(name)} between {a} and {b}", f"having {with_article(name)} between {a} and {b}",
+                     f"with {name} at least {a} but not more than {b}", f"{name} from {a} to {b}", f"with {name} in the range {a} to {b}")
+            if head(column.label) in MONEY:
+                unit = self.pick(("", "", " euros", " euro", " dollars"))
+                after += tuple(text + unit for text in (f"that cost between {a} and {b}", f"between {a} and {b}", f"costing between {a} and {b}", f"priced between {a} and {b}", f"priced from {a} to {b}", f"from {a} to {b}", f"for {a} to {b}",
+                          f"costing at least {a} but not more than {b}", f"that cost {a} to {b}", f"costing at least {a} and at most {b}", f"priced at {a} to {b}", f"for between {a} and {b}", f"which cost from {a} up to {b}"))
+            elif sum(c.is_number for c in table.columns) < 3:
+                after += (f"between {a} and {b}", f"from {a} to {b}")
             test = f"BETWEEN {a} AND {b}"
             return Clause((f"{column.sql} {test}", f"{column.full} {test}"), after, (), (), (), frozenset([column.full]))
-        operator = self.pick((">", ">", "<", "<", ">=", "<="))
+        operator = self.pick((">", ">", ">", "<", "<", "<", ">=", ">=", "<=", "<=", "="))
+        if operator == "=":
+            return self._exactly(column, text, name)
         up = operator[0] == ">"
         strict = {
-            ">": ("more than", "over", "above", "higher than", "greater than", "bigger than", ">", "larger than", "exceeding"),
-            "<": ("less than", "under", "below", "lower than", "smaller than", "fewer than", "<"),
-            ">=": ("at least", "not less than", "minimum", "no less than", ">=", "from"),
-            "<=": ("at most", "not more than", "maximum", "no more than", "<=", "up to"),
+            ">": ("more than", "over", "above", "higher than", "greater than", "bigger than", ">", "larger than", "exceeding", "more than", "over", "above", "beyond"),
+            "<": ("less than", "under", "below", "lower than", "smaller than", "fewer than", "<", "less than", "under", "below", "not even"),
+            ">=": ("at least", "not less than", "minimum", "no less than", ">=", "from", "at least", "a minimum of"),
+            "<=": ("at most", "not more than", "maximum", "no more than", "<=", "up to", "at most", "a maximum of", "not over", "not above"),
         }[operator]
         word = self.pick(strict)
         ways = [f"with {name} {word} {text}", f"whose {name} is {word} {text}", f"with {with_article(name)} of {word} {text}",
                  f"{name} {word} {text}", f"where {name} is {word} {text}", f"that have {name} {word} {text}",
-                 f"with {word} {text} {name}", f"having {name} {word} {text}"]
+                 f"with {word} {text} {name}", f"having {name} {word} {text}", f"with a {name} that is {word} {text}", f"and {with_article(name)} {word} {text}".removeprefix("and "),
+                 f"with {with_article(name)} {word} {text}", f"whose {name} was {word} {text}", f"that had {with_article(name)} {word} {text}"]
         if operator in (">", "<"):
             ways += [f"{more} {text}" for more in (adjectives.more if up else adjectives.less)] * 2
             if not self.special(column):
@@ -393,15 +414,32 @@ class Words:
             if not up and head(column.label) in MONEY:
                 ways += [f"that cost {text} or less", f"for {text} at most"]
         if head(column.label) in MONEY:
+            unit = self.pick((" euros", " euro", " dollars", " EUR", "", ""))
             ways += [f"{word} {text}", f"that cost {word} {text}", f"costing {word} {text}", f"for {word} {text}",
-                      f"{word} {text} euros", f"{word} ${text}", f"priced {word} {text}"]
+                      f"{word} {text}{unit}", f"{word} ${text}", f"priced {word} {text}", f"for {word} {text}{unit}", f"that cost {word} {text}{unit}", f"which cost {word} {text}{unit}", f"cost {word} {text}"]
+            if not up:
+                ways += [f"cheaper than {text}{unit}", f"that are cheaper than {text}{unit}"] if operator == "<" else [f"for {text}{unit} or less", f"{text}{unit} or cheaper"]
+            elif operator == ">":
+                ways += [f"more expensive than {text}{unit}", f"that are more expensive than {text}{unit}"]
+        pieces = self.pick(("pieces", "units", "items", "")) if stock else ""
         if stock and not up:
-            ways += [f"with {word} {text} in stock", f"with {word} {text} left", f"of which we have {word} {text}",
-                      f"{word} {text} in stock", f"with {word} {text} pieces left"]
+            ways += [f"with {word} {text} in stock", f"with {word} {text} left", f"of which we have {word} {text}", f"of which there are {word} {text} left", f"running low with {word} {text} left",
+                      f"{word} {text} in stock", f"with {word} {text} {pieces} left", f"with {word} {text} {pieces} in stock", f"that have {word} {text} {pieces} left", f"{word} {text} {pieces} left", f"of which {word} {text} {pieces} are left"]
         elif stock:
-            ways += [f"with {word} {text} in stock", f"of which we have {word} {text}", f"{word} {text} in stock"]
+            ways += [f"with {word} {text} in stock", f"of which we have {word} {text}", f"{word} {text} in stock", f"with {word} {text} {pieces} in stock", f"of which there are {word} {text} {pieces}", f"that have {word} {text} {pieces} in stock"]
         test = f"{operator} {text}"
         return Clause((f"{column.sql} {test}", f"{column.full} {test}"), tuple(ways), (), (), (), frozenset([column.full]))
+
+    def _exactly(self, column: Column, text: str, name: str) -> Clause:
+        """A number that is given: "rated 5 stars", "with a limit of exactly 5000"."""
+        ways = [f"with {name} {text}", f"with {with_article(name)} of {text}", f"whose {name} is {text}", f"with exactly {text} {name}", f"with {name} exactly {text}",
+                f"with {with_article(name)} of exactly {text}", f"{name} = {text}", f"where {name} is exactly {text}", f"that have {with_article(name)} of {text}",
+                f"{name} equal to {text}", f"with {name} equal to {text}", f"having {name} {text}"]
+        if head(column.label) in ("rating", "score", "stars"):
+            ways += [f"rated {text}", f"rated {text} stars", f"with {text} stars", f"that are rated {text}", f"with {text} points"] * 2
+        if head(column.label) in MONEY:
+            ways += [f"that cost {text}", f"costing {text}", f"for {text} euros", f"that cost exactly {text}", f"priced at {text}", f"for exactly {text}"] * 2
+        return Clause((f"{column.sql} = {text}", f"{column.full} = {text}"), tuple(ways), (), (), (), frozenset([column.full]))
 
     def _date(self, table: Table, used: frozenset[str], depth: int) -> Clause | None:
         places = [
@@ -426,7 +464,7 @@ class Words:
         own, full = column.sql, column.full
         if column.stamp:
             own, full = f"date({own})", f"date({full})"
-        kind = kind or self.rng.choices(("year", "month", "since", "after", "before", "between", "day"), (40, 16, 12, 8, 12, 7, 5))[0]
+        kind = kind or self.rng.choices(("year", "month", "since", "after", "before", "between", "day"), (38, 15, 11, 9, 11, 8, 8))[0]
         when: tuple[str, ...]
         before: tuple[str, ...] = ()
         if kind == "year":
@@ -441,19 +479,31 @@ class Words:
         elif kind == "since":
             bound, text = self._bound(day, first=True)
             test = [f"{name} >= '{bound}'" for name in (own, full)]
-            when = (f"since {text}", f"from {text} on", f"since {text}", f"starting in {text}", f"from {text} onwards", f"not before {text}")
+            when = (f"since {text}", f"from {text} on", f"since {text}", f"starting in {text}", f"from {text} onwards", f"not before {text}", f"since the beginning of {text}", f"since {text}", f"from {text} until now", f"since the start of {text}")
         elif kind == "after":
             bound, text = self._bound(day, first=False)
             test = [f"{name} > '{bound}'" for name in (own, full)]
-            when = (f"after {text}", f"later than {text}", f"after {text}", f"past {text}")
+            when = (f"after {text}", f"later than {text}", f"after {text}", f"past {text}", f"after the end of {text}" if len(text) == 4 else f"after {text}")
         elif kind == "before":
             bound, text = self._bound(day, first=True)
             test = [f"{name} < '{bound}'" for name in (own, full)]
-            when = (f"before {text}", f"until {text}", f"earlier than {text}", f"before {text}", f"prior to {text}")
+            when = (f"before {text}", f"until {text}", f"earlier than {text}", f"before {text}", f"prior to {text}", f"up to {text}", f"before {text}")
         elif kind == "between":
-            end = str(int(year) + 1 + int(self.rng.random() * 3))
-            test = [f"{name} BETWEEN '{year}-01-01' AND '{end}-12-31'" for name in (own, full)]
-            when = (f"between {year} and {end}", f"from {year} to {end}", f"in {year} to {end}", f"{year}-{end}", f"from {year} until {end}")
+            if self.chance(0.45):
+                # Quarters and halves of a year reach the model as their first and last day.
+                first = 1 + 3 * int(self.rng.random() * 4)
+                a = day if self.chance(0.3) else f"{year}-{first:02d}-01"
+                months = self.pick((3, 3, 6, 1))
+                last = min(int(a[5:7]) + months - 1, 12)
+                b = f"{a[:4]}-{last:02d}-{self.pick((28, 30, 30))}" if last != 12 else f"{a[:4]}-12-31"
+                if b <= a:
+                    return None
+                test = [f"{name} BETWEEN '{a}' AND '{b}'" for name in (own, full)]
+                when = (f"between {a} and {b}", f"from {a} to {b}", f"between {a} and {b}", f"from {a} until {b}")
+            else:
+                end = str(int(year) + 1 + int(self.rng.random() * 3))
+                test = [f"{name} BETWEEN '{year}-01-01' AND '{end}-12-31'" for name in (own, full)]
+                when = (f"between {year} and {end}", f"from {year} to {end}", f"in {year} to {end}", f"{year}-{end}", f"from {year} until {end}", f"in the years {year} to {end}", f"between {year} and {end}")
         else:
             test = [f"{name} = '{day}'" for name in (own, full)]
             text = self._day(day)
@@ -535,14 +585,19 @@ class Words:
         column = quote(key.column)
         target = quote(key.parent_column)
         extra, more, full = "", "", what
+        joins: str | None = f"FROM {child.sql}"
         if not negative or self.chance(0.25):
-            own = self.condition(child, depth=0) if self.chance(0.5) or not negative else None
+            own = self._condition_of_child(child, key) if self.chance(0.5) or not negative else None
             if own is not None:
-                extra, more = f" WHERE {own.sql[0]}", " " + self.pick(own.after)
+                extra, more = f" WHERE {own.sql[bool(own.paths)]}", " " + self.pick(own.after)
+                joins = source(self.schema, child, own.paths)
                 full = f"{self.pick(own.before)} {what}" if own.before and self.chance(0.5) else what + more
         if negative and not extra and any(c.name == key.column and c.nulls for c in child.columns):
             extra = f" WHERE {column} IS NOT NULL"
-        inner = f"SELECT {column} FROM {child.sql}{extra}"
+        if joins is None:
+            return None
+        named = f"{child.sql}.{column}" if " JOIN " in joins else column
+        inner = f"SELECT {named} {joins}{extra}"
         test = f"{'NOT IN' if negative else 'IN'} ({inner})"
         after: list[str]
         if negative:
@@ -552,8 +607,8 @@ class Words:
             for verb in verbs:
                 past = lexicon.PAST.get(verb, verb)
                 if passive:
-                    verbal = [f"that were never {past}", f"never {past}", f"nobody {past}", f"that have never been {past}",
-                              f"that nobody {past}", f"not {past} yet", f"which have not been {past}", f"which nobody ever {past}",
+                    verbal = [f"that were never {past}", f"never {past}", f"nobody {past}", f"that have never been {past}", f"no one {past}", f"that no customer {past}", f"nobody has {past} yet",
+                              f"that nobody {past}", f"which nobody has {past}", f"not {past} yet", f"which have not been {past}", f"which nobody ever {past}",
                               f"we never {past}", f"that were not {past}", f"that did not {verb}", f"that don't {verb}"]
                 else:
                     verbal = [f"who never {past}", f"who have never {past}", f"who haven't {past} anything", f"that never {past}",
@@ -575,6 +630,20 @@ class Words:
             (f"{target} {test}", f"{table.sql}.{target} {test}"), tuple(after), (), (), (),
             frozenset([f"child {child.name}"]),
         )
+
+    def _condition_of_child(self, child: Table, key: ForeignKey) -> Clause | None:
+        """A condition on a child's rows, of the child itself or the date of another parent: "not ordered in 2024"."""
+        if self.chance(0.4):
+            dated = [
+                (path, column)
+                for path in self.paths(child)
+                if len(path) < 2 and path != (key,)
+                for column in self.target(child, path).columns
+                if column.role == "date" and column.values > 3 and "birth" not in column.label
+            ]
+            if dated:
+                return self.date(child, *self.pick(dated), kind=self.pick(("year", "year", "year", "month", "since", "before")))
+        return self.condition(child, depth=0)
 
     def bought(self, table: Table) -> Clause | None:
         """Rows that a junction links to a row of another table: "customers who bought lamps"."""
@@ -609,8 +678,14 @@ class Words:
         past = [lexicon.PAST.get(verb, verb).replace(" something", "").replace(" an order", "") for verb in verbs]
         value = literal_text(clause.sql[1])
         what = [value.lower(), value, f"{value} {self.several(other[0].label)}", f"{self.several(other[0].label)} {self.pick(clause.after)}"]
-        after = [f"{who} {verb} {thing}" for who in ("who", "that", "which") for verb in past for thing in what]
-        after += [f"that have {verb} {thing}" for verb in past for thing in what] + [f"with {thing}" for thing in what]
+        if len(way) < len(other):
+            # What is bought, not who buys: "products that Ann Smith ordered".
+            buyer = [value, f"the {other[-1].label} {value}"] if column in end.identity else [f"{self.several(other[-1].label)} {self.pick(clause.after)}"]
+            after = [f"{that} {who} {verb}" for that in ("that", "which", "") for verb in past for who in buyer]
+            after += [f"{verb} by {who}" for verb in past for who in buyer] + [f"that were {verb} by {who}" for verb in past for who in buyer]
+        else:
+            after = [f"{who} {verb} {thing}" for who in ("who", "that", "which") for verb in past for thing in what]
+            after += [f"that have {verb} {thing}" for verb in past for thing in what] + [f"with {thing}" for thing in what]
         target = quote(key.parent_column)
         test = f"IN ({inner})"
         return Clause(
