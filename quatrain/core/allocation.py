@@ -27,6 +27,10 @@ _KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1}
 _APART = {_MMAP_THRESHOLD: 1 << 20, _MMAP_MAX: 65536}
 _now = dict(_USUAL)
 
+# oneDNN keeps 1,024 compiled operations, each with buffers of its own: hundreds of MB where batches differ in shape,
+# between freed tensors, whose pages cannot be returned then. A step needs about 30. oneDNN reads the variable once.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
 _OF_THE_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 

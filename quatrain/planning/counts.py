@@ -40,9 +40,10 @@ def state_bytes(elements: int, optimizer: str = "adamw") -> int:
 
 def built(config: ModelConfig) -> Model:
     """The network of a configuration on the meta device: shapes without data."""
+    from quatrain.models.transformer.initialization import Uninitialized
     from quatrain.models.transformer.stack import Model
 
-    with torch.device("meta"):
+    with torch.device("meta"), Uninitialized():
         return Model(config)
 
 

@@ -14,6 +14,7 @@ from quatrain.core.wording import format_value
 from quatrain.loading.model import ResolvedModel
 from quatrain.models.hub import ADAPTER_CONFIG, resolve
 from quatrain.models.io import model_folder
+from quatrain.models.transformer.initialization import Uninitialized
 from quatrain.models.transformer.stack import Model
 
 
@@ -73,7 +74,7 @@ def _model_of(name: str, path: str | Path, models: Mapping[str, ResolvedModel], 
 def _fits(folder: Path, base: Path) -> bool:
     """Whether an adapter's tensors are those of a model's layers; the model is not loaded."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Uninitialized():
             model = Model(model_folder.load_config(base))
         read_adapter(model, folder)
     except QuatrainError:

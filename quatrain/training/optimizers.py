@@ -7,6 +7,7 @@ update, so that one learning rate serves both (Liu et al. 2025, arXiv 2502.16982
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -28,6 +29,14 @@ POLAR_EXPRESS = (
 """Optimal coefficients of each step of the iteration (Amsel et al. 2025, arXiv 2505.16932)."""
 
 
+for _name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+    # torch hides the bookkeeping of optimizers from its compiler, and imports the compiler with SymPy for that: 100 MB
+    # and seconds of each run. Blocks are compiled here, optimizers never are, so there is nothing to hide.
+    _plain = getattr(getattr(torch.optim.Optimizer, _name), "__wrapped__", None)
+    if _plain is not None and not hasattr(_plain, "__dynamo_disable"):
+        setattr(_plain, "__dynamo_disable", _plain)
+
+
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Approximate U V^T for each matrix U S V^T of (N, rows, columns): all singular values become about 1."""
     x = matrices.to(dtype)
@@ -39,6 +48,18 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tens
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
+
+
+_ADAM_STEP = inspect.unwrap(torch.optim.Adam.step)
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW, whose step imports torch's compiler only to tell it where to stop."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One update of all parameters."""
+        return _ADAM_STEP(self, closure)
 
 
 class Muon(torch.optim.Optimizer):
@@ -148,7 +169,7 @@ def make_optimizers(
         if settings.optimizer == "adamw8bit":
             optimizers.append((PagedAdamW8bit if paged else AdamW8bit)(groups, **options))
         else:
-            optimizers.append((PagedAdamW if paged else torch.optim.AdamW)(groups, **options, fused=True))
+            optimizers.append((PagedAdamW if paged else AdamW)(groups, **options, fused=True))
     return optimizers
 
 

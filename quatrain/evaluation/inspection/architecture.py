@@ -20,6 +20,7 @@ from quatrain.models.transformer.attention import Attention
 from quatrain.models.transformer.blocks import Block, Stack
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.feed_forward import FeedForward
+from quatrain.models.transformer.initialization import Uninitialized
 from quatrain.models.transformer.stack import Model
 from quatrain.planning.counts import built
 
@@ -106,7 +107,7 @@ def architecture(
     """
     model = built(config)
     if prepare is not None:
-        with torch.device("meta"):
+        with torch.device("meta"), Uninitialized():
             prepare(model)
     root = _Reader(model, dtype).part(config.family, "", model, 1)
     return Architecture(config, root)

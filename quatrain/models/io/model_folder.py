@@ -27,6 +27,7 @@ from quatrain.models.io.safetensors_reader import INDEX, WEIGHTS, SafetensorsRea
 from quatrain.models.io.safetensors_writer import write_safetensors
 from quatrain.models.io.weights import TensorNames, load_weights, weight_operations
 from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
+from quatrain.models.transformer.initialization import Uninitialized
 from quatrain.models.transformer.stack import Model
 from quatrain.planning.limits import check_weights, least_parameters
 
@@ -114,7 +115,7 @@ def load(
         names = TensorNames(family, of_files, tensors, strict=strict, ignored=family.heads[config.head].ignored)
         config = _without_absent(config, family.heads[config.head], names)
         config = _tied_as_in_files(config, names)
-        with torch.device("meta"):
+        with torch.device("meta"), Uninitialized():
             network = Model(config)
             if prepare is not None:
                 prepare(network, raw)

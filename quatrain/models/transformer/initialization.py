@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.norms import RMSNorm
@@ -49,3 +51,17 @@ def _deviation(name: str, config: ModelConfig) -> float | None:
         return 0.05 if config.tie_word_embeddings else 0.5
     tables = ("embed_positions.weight", "embed_token_types.weight", "relative_bias.weight", "score.weight")
     return config.initializer_range if name.endswith(tables) else None
+
+
+class Uninitialized(TorchFunctionMode):
+    """Weights of new modules are not drawn within the block: on the meta device, or where loading replaces them.
+
+    On the meta device torch draws them through decompositions, which import its compiler: seconds, and 100 MB.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))

@@ -14,22 +14,29 @@ from quatrain.tasks.text2sql.values import literal
 
 _COMPARING = r"(?:more|less|later|earlier|only|higher|lower|fewer|before|after|over|above|below|under|greater|smaller)"
 _NEGATION = re.compile(
-    rf"\b(?:not|no|without|except|excluding|never|nobody|non|outside|missing|lacking)\b(?! (?:[\w]+ )?{_COMPARING}\b)", re.I
+    rf"\b(?:not|no|without|except|excluding|never|nobody|non|outside|missing|lacking)\b(?! (?:[\w]+ )?{_COMPARING}\b)",
+    re.I,
 )
 _NEGATED = re.compile(r"!=|<>|\bNOT\b|IS NULL|= 0\b|<|>=")
 _NOT_EQUAL = re.compile(r"!=|<>")
 _OTHERWISE = re.compile(
     r"\b(?:not|no|without|except|excluding|non|outside|other|apart|but|besides|don|rather|neither|nor|than)\b", re.I
 )
-_BELOW = re.compile(r"(?<!not )(?<!no )\b(?:under|below|less than|fewer than|cheaper than|lower than|smaller than|at most|up to) (?:\w+ )?\d", re.I)
+_BELOW = re.compile(
+    r"(?<!not )(?<!no )\b(?:under|below|(?:less|fewer|cheaper|lower|smaller) than|at most|up to) (?:\w+ )?\d",
+    re.I,
+)
 _ABOVE = re.compile(
-    r"(?<!not )(?<!no )\b(?:over|above|more than|higher than|greater than|larger than|bigger than|at least|exceeding) (?:\w+ )?\d",
+    r"(?<!not )(?<!no )\b(?:over|above|(?:more|higher|greater|larger|bigger) than|at least|exceeding) (?:\w+ )?\d",
     re.I,
 )
 _SHARE = re.compile(r"\b(?:percent|percentage|share|proportion|fraction)\b", re.I)
 _AVERAGE = re.compile(r"\b(?:average|mean|typical|typically)\b", re.I)
 _PER = re.compile(r"\b(?:per|for each|for every|in each|in every|does each|does every)\b", re.I)
-_DENIAL = r"(?:not|no|non|without|except|excluding|outside|other than|apart from|but|never|neither|nor|besides|rather than|instead of)"
+_DENIAL = (
+    r"(?:not|no|non|without|except|excluding|outside|(?:other|rather) than|apart from|but|never|neither|nor|besides"
+    r"|instead of)"
+)
 _YEARS = re.compile(r"\d{4}(?:-\d\d){0,2}")
 
 

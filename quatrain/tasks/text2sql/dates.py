@@ -21,26 +21,28 @@ _ORDINALS = {
 }
 _ORDINAL = "|".join(_ORDINALS)
 _DAY_FIRST = re.compile(
-    rf"\b(?:the\s+)?(\d{{1,2}}|{_ORDINAL})(?:st|nd|rd|th)?\.?\s+(?:day\s+)?(?:of\s+)?({_MONTH})\.?,?\s+(\d{{4}})\b", re.I
+    rf"\b(?:the\s+)?(\d{{1,2}}|{_ORDINAL})(?:st|nd|rd|th)?\.?\s+(?:day\s+)?(?:of\s+)?({_MONTH})\.?,?\s+(\d{{4}})\b",
+    re.I,
 )
 _MONTH_FIRST = re.compile(rf"\b({_MONTH})\.?\s+(?:the\s+)?(\d{{1,2}})(?:st|nd|rd|th)?,?\s+(\d{{4}})\b", re.I)
 _MONTH_YEAR = re.compile(rf"\b({_MONTH})\.?,?\s+(?:of\s+)?(?:the\s+year\s+)?(\d{{4}})\b", re.I)
 _YEAR_MONTH = re.compile(rf"\b(\d{{4}})\s+({_MONTH})\b\.?", re.I)
 _SLASHES = re.compile(r"\b(\d{4})[/.](\d{1,2})[/.](\d{1,2})\b")
 _POINTS = re.compile(r"\b(\d{1,2})\.(\d{1,2})\.(\d{4})\b")
-_QUARTER = re.compile(
-    r"\b(?:in\s+|during\s+|of\s+|for\s+)?(?:the\s+)?(?:q([1-4])|(first|second|third|fourth|last)\s+quarter)\s+(?:of\s+)?(?:the\s+year\s+)?(\d{4})\b",
+_BEFORE = r"\b(?:(?:in|during|of|for|from|over|within)\s+)?(?:the\s+)?"
+_YEAR = r"(?:of\s+)?(?:the\s+year\s+)?(\d{4})\b"
+_QUARTER = re.compile(rf"{_BEFORE}(?:q([1-4])|(first|second|third|fourth|last)\s+quarter)\s+{_YEAR}", re.I)
+_YEAR_QUARTER = re.compile(rf"{_BEFORE}(\d{{4}})\s*,?\s*q([1-4])\b", re.I)
+_HALF = re.compile(rf"{_BEFORE}(first|second)\s+half\s+{_YEAR}", re.I)
+_PERIOD = re.compile(
+    r"\b((?:in|during|of|from|for|since)\s+)?(?:the\s+)?(last|this|previous|past|current)\s+(year|month)(?:'s)?\b"
+    r"(?!\s*(?:was|is|has|had|with))",
     re.I,
 )
-_YEAR_QUARTER = re.compile(r"\b(?:in\s+|during\s+|of\s+|for\s+)?(\d{4})\s*,?\s*q([1-4])\b", re.I)
-_HALF = re.compile(r"\b(?:in\s+|during\s+|of\s+|for\s+)?(?:the\s+)?(first|second)\s+half\s+of\s+(?:the\s+year\s+)?(\d{4})\b", re.I)
-_PERIOD = re.compile(r"\b((?:in|during|of|from|for|since)\s+)?(?:the\s+)?(last|this|previous|past|current)\s+(year|month)(?:'s)?\b(?!\s*(?:was|is|has|had|with))", re.I)
-_SPAN = re.compile(
-    r"\b(?:in|during|of|from|for|over|within)?\s*(?:the\s+)?(?:last|past|previous)\s+(\d+|two|three|four|five|six|seven|ten|twelve|thirty|ninety)\s+(day|week|month|year)s\b",
-    re.I,
-)
-_WEEK = re.compile(r"\b(?:in|during|of|from|for|over|within)?\s*(?:the\s+)?(?:last|past|previous)\s+week\b", re.I)
-_COUNTS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "ten": 10, "twelve": 12, "thirty": 30, "ninety": 90}
+_COUNTS = dict(two=2, three=3, four=4, five=5, six=6, seven=7, ten=10, twelve=12, thirty=30, ninety=90)
+_LAST = r"(?:last|past|previous)"
+_SPAN = re.compile(rf"{_BEFORE}{_LAST}\s+(\d+|{'|'.join(_COUNTS)})\s+(day|week|month|year)s\b", re.I)
+_WEEK = re.compile(rf"{_BEFORE}{_LAST}\s+week\b", re.I)
 
 
 def with_days(question: str, today: str | None = None) -> str:

@@ -419,9 +419,7 @@ class Linker:
                     near[other] = _distance(word, other, 2 if len(word) > 6 else 1)
         limit = 2 if len(word) > 6 else 1
         good = sorted(
-            (distance, other not in self._english, other)
-            for other, distance in near.items()
-            if distance <= limit
+            (distance, other not in self._english, other) for other, distance in near.items() if distance <= limit
         )
         return good[0][2] if good else None
 

@@ -939,7 +939,7 @@ class Asker:
         what, which = base.phrase, self.words.pick((*one.before, *one.after, *one.after))
         word = self.words.pick(("share", "percentage", "percent", "proportion", "fraction", "part", "percentage"))
         number, noun = self.words.pick(("%", "percent", "percentage")), self.words.many(table)
-        frames = (f"what {word} of {what} are {which}", f"what {word} of {what} is {which}", f"{word} of {what} {which}", f"what is the {word} of {what} {which}", f"which {word} of {what} were {which}", f"{word} of {which} {noun}" if not base.clauses else f"{word} of {what} that are {which}",
+        frames: tuple[str, ...] = (f"what {word} of {what} are {which}", f"what {word} of {what} is {which}", f"{word} of {what} {which}", f"what is the {word} of {what} {which}", f"which {word} of {what} were {which}", f"{word} of {which} {noun}" if not base.clauses else f"{word} of {what} that are {which}",
                   f"how many {number} of {what} are {which}", f"how much {number} of {what} are {which}", f"what's the {word} of {which} {noun}" if not base.clauses else f"{word} of {what} being {which}", f"what {number} of {what} {which}", f"in {number}, how many {what} are {which}", f"what {word} of our {what} are {which}", f"what {word} of {what} were {which}", f"how big is the {word} of {what} {which}", f"how high is the {word} of {what} {which}", f"{word} {what} {which}", f"what {word} of {what} got {which}", f"what {word} of {what} have {which}", f"what {word} of {what} has {which}",
                   f"how many {number} of our {what} are {which}")
         if one.before:
@@ -1009,7 +1009,7 @@ class Asker:
         np = self.words.many(table)
         if self.words.chance(0.5):
             sql = f"SELECT {column.sql} FROM {table.sql} WHERE {test} GROUP BY {column.sql} ORDER BY COUNT(*) DESC LIMIT 1"
-            frames = (f"are there more {a} or {b} {np}", f"do we have more {np} with {a} or {b}", f"which has more {np}, {a} or {b}", f"more {a} or {b} {np}", f"is {a} or {b} more common among {np}", f"what do we have more of, {a} or {b} {np}", f"what is more common, {a} or {b}", f"which is bigger, {a} or {b}", f"are more {np} {a} or {b}", f"are there more {np} with {a} or with {b}", f"do we have more {a} {np} or more {b} {np}", f"are there more {np} by {a} or by {b}", f"do more people use {a} or {b}", f"which is used more often, {a} or {b}", f"do more {np} come from {a} or from {b}")
+            frames: tuple[str, ...] = (f"are there more {a} or {b} {np}", f"do we have more {np} with {a} or {b}", f"which has more {np}, {a} or {b}", f"more {a} or {b} {np}", f"is {a} or {b} more common among {np}", f"what do we have more of, {a} or {b} {np}", f"what is more common, {a} or {b}", f"which is bigger, {a} or {b}", f"are more {np} {a} or {b}", f"are there more {np} with {a} or with {b}", f"do we have more {a} {np} or more {b} {np}", f"are there more {np} by {a} or by {b}", f"do more people use {a} or {b}", f"which is used more often, {a} or {b}", f"do more {np} come from {a} or from {b}")
         else:
             sql = f"SELECT {column.sql}, COUNT(*) FROM {table.sql} WHERE {test} GROUP BY {column.sql}"
             frames = (f"compare {a} and {b} {np}", f"number of {a} and {b} {np} each", f"how many {a} and how many {b} {np}", f"compare the number of {a} and {b} {np}", f"{np} {a} vs {b}")

@@ -461,7 +461,22 @@ column: shoe size, blood type, favourite colour, eye colour, horoscope, hair col
 
 def question_words() -> set[str]:
     """Every word of this module, so that it counts as spelled right."""
-    texts = [*LIST, *COUNT, *COUNT_GOODS, *GOODS, *ALL_GOODS, *FILLERS, *RATES.values(), *POLITE, *OFF_TOPIC, *ABSENT, *ABSENT_OF_VALUE, *ORDERS, *STATEMENTS, *PAST.values()]
+    texts = [
+        *LIST,
+        *COUNT,
+        *COUNT_GOODS,
+        *GOODS,
+        *ALL_GOODS,
+        *FILLERS,
+        *RATES.values(),
+        *POLITE,
+        *OFF_TOPIC,
+        *ABSENT,
+        *ABSENT_OF_VALUE,
+        *ORDERS,
+        *STATEMENTS,
+        *PAST.values(),
+    ]
     for table in (NOUNS, COLUMNS, VERBS, DONE, PREPOSITIONS, UNKNOWN):
         texts += [text for key, words in table.items() for text in (key, *words)]
     for each in (*SCALES.values(), DATES, GENERAL):

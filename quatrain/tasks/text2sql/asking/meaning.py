@@ -301,9 +301,9 @@ class Words:
                      "other than {v}", "which are not {v}", "that aren't {v}", "excluding {v}", "without {v}",
                      "outside of {v}" if head(holder) in PLACES else "apart from {v}", f"with {named} not {{v}}",
                      "not {v}", "that were not {v}", f"with a {named} other than {{v}}", "that have not been {v}", "except those {v}",
-                     f"except the ones {bare} {{v}}", "except {v} ones", f"which do not come {bare} {{v}}", f"but not {{v}}", f"not {bare} {{v}}",
+                     f"except the ones {bare} {{v}}", "except {v} ones", f"which do not come {bare} {{v}}", "but not {v}", f"not {bare} {{v}}",
                      "but {v}", f"with any {named} but {{v}}", "outside {v}" if head(holder) in PLACES else "besides {v}", "that are not yet {v}", "not yet {v}",
-                     f"which are not {bare} {{v}}", f"that are anything but {{v}}", "leaving out {v}", "ignoring {v}"]
+                     f"which are not {bare} {{v}}", "that are anything but {v}", "leaving out {v}", "ignoring {v}"]
             before, instead = ("not {v}", "non {v}", "non-{v}", "non {v}"), ()
         tests = (f"{own} {test}", f"{full} {test}")
         title = table.title
@@ -642,7 +642,8 @@ class Words:
                 if column.role == "date" and column.values > 3 and "birth" not in column.label
             ]
             if dated:
-                return self.date(child, *self.pick(dated), kind=self.pick(("year", "year", "year", "month", "since", "before")))
+                path, column = self.pick(dated)
+                return self.date(child, path, column, self.pick(("year", "year", "year", "month", "since", "before")))
         return self.condition(child, depth=0)
 
     def bought(self, table: Table) -> Clause | None:
