@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from quatrain.tasks.text2sql.asking.asker import REFUSAL, Asker
-from quatrain.tasks.text2sql.checking import contradictions
+from quatrain.tasks.text2sql.checking import contradictions, topics_of
 from quatrain.tasks.text2sql.judge import execution_match, is_empty
 from quatrain.tasks.text2sql.linking import LONGEST_QUESTION, Linked, Linker, snapped
 from quatrain.tasks.text2sql.material import Material
@@ -84,6 +84,7 @@ class Answerer:
 
     def __init__(self, linker: Linker, connection: Connection):
         self.linker, self.connection = linker, connection
+        self._topics = topics_of(linker.schema)
         self._link = lru_cache(maxsize=4096)(linker.link)
         self._objection = lru_cache(maxsize=4096)(self._objected)  # asked for with each candidate
 
@@ -166,7 +167,9 @@ class Answerer:
             cost += EMPTY_COST * is_empty(result)
             hints = self.link(question).hints
             cost += UNUSED_COST * sum(hint.value.replace("'", "''") not in sql for hint in hints)
-            cost += UNUSED_COST * contradictions(self.link(question), sql)
+            cost += UNUSED_COST * contradictions(self.link(question), sql, self._topics)
+        elif self.link(question).hints and not self.objection(question):
+            cost += UNUSED_COST  # a refusal uses no value of the question
         return sql, cost
 
     def suggestions(self, generate: Callable[[Sequence[str], int], list[Completion]]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from quatrain.tasks.text2sql.linking import Linked, numbers_of
+from quatrain.tasks.text2sql.schema import Schema
 from quatrain.tasks.text2sql.values import literal
 
 _COMPARING = r"(?:more|less|later|earlier|only|higher|lower|fewer|before|after|over|above|below|under|greater|smaller)"
@@ -40,7 +41,28 @@ _DENIAL = (
 _YEARS = re.compile(r"\d{4}(?:-\d\d){0,2}")
 
 
-def contradictions(linked: Linked, sql: str) -> int:
+_PRICE = re.compile(r"\b(?:euros?|dollars?|prices?|priced|costs?|costing|cheap\w*|expensive|pricey|priciest)\b", re.I)
+_STOCK = re.compile(r"\b(?:stock|stocked|inventory|sold out|ran out|unavailable|left|warehouse)\b", re.I)
+_RATING = re.compile(r"\b(?:rated|ratings?|stars|unrated)\b", re.I)
+Topics = tuple[tuple[re.Pattern[str], re.Pattern[str]], ...]
+
+
+def topics_of(schema: Schema) -> Topics:
+    """Words that only some columns of this database answer to, each with those columns."""
+    found = []
+    for words, labels in (
+        (_PRICE, ("price", "cost", "amount", "total", "value")),
+        (_STOCK, ("stock", "inventory")),
+        (_RATING, ("rating", "stars")),
+    ):
+        columns = [c for table in schema.tables for c in table.columns if c.label.split()[-1:] and c.is_number]
+        names = {column.name for column in columns if column.label.split()[-1] in labels}
+        if names:
+            found.append((words, re.compile("|".join(map(re.escape, sorted(names))), re.I)))
+    return tuple(found)
+
+
+def contradictions(linked: Linked, sql: str, topics: Topics = ()) -> int:
     """How many things the question says that the statement does not show, or the other way round."""
     text = linked.text
     for hint in linked.hints:
@@ -54,6 +76,11 @@ def contradictions(linked: Linked, sql: str) -> int:
     found += bool(_SHARE.search(text)) != ("100.0 *" in sql)
     found += bool(_AVERAGE.search(text)) != ("AVG(" in sql)
     found += bool(_PER.search(text)) and "GROUP BY" not in sql
+    found += sum(bool(words.search(text)) and not columns.search(sql) for words, columns in topics)
+    conditions = re.split(r" AND | WHERE ", sql)
+    found += len(conditions) - len(set(conditions))
+    years = re.findall(r"\b(?:in|since|during|before|after|year|until) (\d{4})\b", text)
+    found += sum(re.search(rf"_id = {year}\b", sql) is not None for year in years)
     return found + sum(_is_turned(linked.text, hint.value, sql) for hint in linked.hints)
 
 
