@@ -30,6 +30,13 @@ def linker(shop: Path) -> Linker:
         ("orders since 1st of May 2024", "orders since 2024-05-01"),
         ("orders in May 2024", "orders in 2024-05"),
         ("orders on March 3, 2024", "orders on 2024-03-03"),
+        ("orders in the first quarter of 2024", "orders between 2024-01-01 and 2024-03-31"),
+        ("orders of Q2 2024", "orders between 2024-04-01 and 2024-06-30"),
+        ("orders in the second half of 2023", "orders between 2023-07-01 and 2023-12-31"),
+        ("joined after the first of June 2025", "joined after 2025-06-01"),
+        ("cities with more than one million people", "cities with more than 1000000 people"),
+        ("customers with more than one order", "customers with more than 1 order"),
+        ("products available right now", "products available right now"),
         ("what's the avg price", "what is the average price"),
         ("", ""),
         ("?!", ""),
@@ -73,6 +80,45 @@ def test_every_city_and_product_is_found_in_any_spelling(linker: Linker) -> None
         if name not in {hint.value for hint in linker.link(f"who bought {written} last year").hints}
     ]
     assert len(missed) <= 8, missed
+
+
+def test_relative_dates_count_from_the_last_day_of_the_database(linker: Linker) -> None:
+    assert linker.today is not None
+    year, month = int(linker.today[:4]), linker.today[:7]
+    assert linker.link("orders last year").text == f"orders in {year - 1}"
+    assert linker.link("how many orders in this year").text == f"how many orders in {year}"
+    assert linker.link("orders of this month").text == f"orders of {month}"
+    assert linker.link("orders in the last 10 days").text.startswith("orders since 20")
+
+
+@pytest.mark.parametrize(
+    ("question", "wrong", "right"),
+    [
+        ("cities above 5 million", "population > 500000", "population > 5000000"),
+        ("products between 10 and 25", "price BETWEEN 10 AND 20", "price BETWEEN 10 AND 25"),
+        ("top 7 products", "price > 3 LIMIT 1", "price > 7 LIMIT 1"),
+        ("orders in 2023", "strftime('%Y', order_date) = '2033'", "strftime('%Y', order_date) = '2023'"),
+        (
+            "orders in May 2024",
+            "strftime('%Y-%m', order_date) = '2024-06'",
+            "strftime('%Y-%m', order_date) = '2024-05'",
+        ),
+        ("orders before 2023", "order_date < '2022-01-01'", "order_date < '2023-01-01'"),
+        ("orders of 2023", "order_date BETWEEN '2023-01-01' AND '2023-12-31'", None),
+        ("orders without shipping", "shipping_cost = 0", None),
+        ("pending and shipped orders", "status = 'pending' AND status = 'shipped'", "status IN ('pending', 'shipped')"),
+        (
+            "delivered orders paid by card",
+            "status = 'delivered' AND status = 'delivered'",
+            "status = 'delivered' AND payment = 'card'",
+        ),
+    ],
+)
+def test_a_statement_takes_numbers_days_and_values_from_its_question(
+    linker: Linker, question: str, wrong: str, right: str | None
+) -> None:
+    start = "SELECT COUNT(*) FROM orders WHERE "
+    assert snapped(linker.link(question), start + wrong) == start + (right or wrong)
 
 
 def test_one_typing_error_is_repaired(linker: Linker) -> None:
