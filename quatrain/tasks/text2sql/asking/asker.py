@@ -157,11 +157,11 @@ class Asker:
             one = None
             if related and chance < 0.07:
                 one = self.words.child(table)
-            elif related and chance < 0.15:
+            elif related and chance < 0.13:
                 one = self.words.bought(table)
-            elif chance < 0.18:
+            elif chance < 0.17:
                 one = self.words.best_parent(table)
-            elif chance < 0.39:
+            elif chance < 0.38:
                 one = self.words.neighbour(table)
             if one is None:
                 one = self.words.condition(table, used=used, depth=depth)
@@ -922,23 +922,12 @@ class Asker:
         if counted:
             frames: tuple[str, ...] = (f"how many {different}{names} are there {of}", f"number of {different or 'different '}{names} {of}", f"how many {different}{names} do we have {of}", f"count of {different or 'distinct '}{names} {of}", f"how many {different}{names} do {np} have", f"from how many {different}{names} are {np}", f"how many {different}{names} do {np} come from")
         else:
-            frames = (f"which {different}{names} are there {of}", f"what {different}{names} are there {of}", f"list the {different or 'different '}{names} {of}", f"all {different}{names} {of}", f"show all {different}{names} {of}", f"which {names} do we have {of}", f"what {names} do we have {of}", f"{different or 'different '}{names} {of}", f"list all {names}", f"which {names} do {np} have", f"what {names} do {np} come from", f"which {names} do we sell {of}", f"what are the {different}{names} {of}", f"which {names} have {np}", f"what {names} have {np}", f"{names} with {np}", f"{names} that have {np}")
+            frames = (f"which {different}{names} are there {of}", f"what {different}{names} are there {of}", f"list the {different or 'different '}{names} {of}", f"all {different}{names} {of}", f"show all {different}{names} {of}", f"which {names} do we have {of}", f"what {names} do we have {of}", f"{different or 'different '}{names} {of}", f"list all {names}", f"which {names} do {np} have", f"what {names} do {np} come from", f"which {names} do we sell {of}", f"what are the {different}{names} {of}")
         return Asked(self.words.pick(frames), sql, "distinct")
-
-    def _state(self, table: Table) -> Clause | None:
-        """That rows are in a state with a rate: "returned", whose share is the return rate."""
-        pools = [(c, [v for v in self.material.pool.get((c.table, c.name), ()) if v in lexicon.RATES]) for c in table.columns if c.role == "category"]
-        pools = [(column, values) for column, values in pools if values]
-        if not pools:
-            return self.words.condition(table, depth=2)
-        column, values = self.words.pick(pools)
-        value = self.words.pick(values)
-        test = f"= {literal(value)}"
-        return Clause((f"{column.sql} {test}", f"{column.full} {test}"), (f"that were {value}", f"{value}", f"which are {value}", f"with {column.label} {value}"), (value,), (), (), frozenset([column.full]))
 
     def share(self) -> Asked | None:
         table = self._table()
-        one = self._state(table) if self.words.chance(0.25) else self.words.condition(table, depth=2)
+        one = self.words.condition(table, depth=2)
         if one is None:
             return None
         base = self.rows(table, self.rng.choices((0, 1), (0.7, 0.3))[0], related=False, depth=0)

@@ -333,9 +333,7 @@ class Words:
         columns = [c for c in table.columns if c.is_number and c.values > 3 and c.full not in used]
         if not columns:
             return None
-        # What things cost, and whether they are there, is asked most.
-        often = [c for c in columns if head(c.label) in MONEY or (head(c.label) in ("stock", "inventory") and c.low == 0)]
-        column = self.pick([*columns, *often])
+        column = self.pick([*columns, *(c for c in columns if head(c.label) in ("stock", "inventory") and c.low == 0)])
         stock = head(column.label) in ("stock", "inventory")
         if column.low == 0 and self.chance(0.7 if stock else 0.25 if column.role == "money" else 0.12):
             zero = self.chance(0.65)
