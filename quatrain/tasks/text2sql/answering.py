@@ -36,7 +36,7 @@ STRANGE, LONGEST_UNCHECKED = 0.5, 3
 not looked up."""
 EMPTY_COST = 1.5
 """Nats by which an answer without rows must be likelier than one with rows."""
-UNUSED_COST = 1.0
+UNUSED_COST = 2.0
 """Nats for every value of the question that an answer does not use, and for every word that it contradicts."""
 
 SUGGESTIONS, MOST_SUGGESTIONS = 3, 6

@@ -105,6 +105,12 @@ def _with_own_values(linked: Linked, sql: str) -> str:
             if any(column in (each.name, f"{each.table}.{each.name}") for each in hint.columns)
         ]
         texts = [text.replace("''", "'") for text in (match[3], match[4]) if text is not None]
+        strange = [text for text in texts if text in values and text not in mine]
+        if operator == "IN (" and len(strange) == 1 and len(texts) == 2 and mine:
+            own = next((text for text in texts if text in mine), mine[0])
+            other = next(hint for hint in linked.hints if hint.value == strange[0])
+            name = other.columns[0].full if "." in match[1] else other.columns[0].sql
+            return f"({match[1]} = {literal(own)} AND {name} = {literal(strange[0])}"  # the bracket of IN stays open
         if operator == "LIKE" or not mine or all(re.fullmatch(r"[\d-]+", text) for text in texts):
             return match[0]
         free = [value for value in mine if value not in texts]

@@ -106,6 +106,7 @@ def test_relative_dates_count_from_the_last_day_of_the_database(linker: Linker) 
         ("orders before 2023", "order_date < '2022-01-01'", "order_date < '2023-01-01'"),
         ("orders of 2023", "order_date BETWEEN '2023-01-01' AND '2023-12-31'", None),
         ("orders without shipping", "shipping_cost = 0", None),
+        ("pending card orders", "status IN ('pending', 'card')", "(status = 'pending' AND payment = 'card')"),
         ("pending and shipped orders", "status = 'pending' AND status = 'shipped'", "status IN ('pending', 'shipped')"),
         (
             "delivered orders paid by card",
