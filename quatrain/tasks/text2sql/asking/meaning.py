@@ -336,28 +336,7 @@ class Words:
         column = self.pick([*columns, *(c for c in columns if head(c.label) in ("stock", "inventory") and c.low == 0)])
         stock = head(column.label) in ("stock", "inventory")
         if column.low == 0 and self.chance(0.7 if stock else 0.25 if column.role == "money" else 0.12):
-            zero = self.chance(0.65)
-            none: tuple[str, ...] = ("without {c}", "with no {c}", "with zero {c}", "whose {c} is 0", "that have no {c}", "with 0 {c}")
-            some: tuple[str, ...] = ("with {c}", "whose {c} is not 0", "with some {c}", "whose {c} is above 0", "that have {c}")
-            if stock:
-                none = (*none, *("out of stock", "that are out of stock", "sold out", "not in stock", "that ran out",
-                        "not available", "unavailable", "with nothing left", "with empty stock", "which are sold out", "we ran out of",
-                        "no longer available", "no longer in stock", "that have run out", "which we cannot deliver", "of which nothing is left",
-                        "that are gone", "of which we have none left", "with none left", "that sold out", "that are all gone"))
-                some = (*some, *("in stock", "that are in stock", "available", "still in stock", "currently in stock",
-                        "that we have in stock", "on stock", "still available", "which are available", "that we can deliver", "left in stock",
-                        "that are still left", "available now", "in the warehouse"))
-            if head(column.label) in MONEY or column.role == "money":
-                what = self.column(column).removesuffix(" cost").removesuffix(" price")
-                none = (*none, "free of charge", f"with free {what}", "that were free", f"for which {what} was free",
-                        f"without any {what} costs", f"with no {what} costs", f"free {what}", "for free", "at no cost", "that cost nothing",
-                        f"where {what} was free", f"without {what} costs", f"that had free {what}", f"had free {what}", f"had no {what} costs", "that were free of charge", f"with {what} for free")
-            ahead: tuple[str, ...] = ()
-            if stock:
-                ahead = ("out of stock", "sold out", "unavailable") if zero else ("available", "in-stock", "deliverable")
-            words = tuple(text.replace("{c}", self.column(column)) for text in (none if zero else some))
-            test = "= 0" if zero else "> 0"
-            return Clause((f"{column.sql} {test}", f"{column.full} {test}"), words, ahead, (), (), frozenset([column.full]))
+            return self._none_or_some(column, stock)
         drawn = self.row_values(table, [((), column)])
         if drawn is None:
             return None
@@ -429,6 +408,31 @@ class Words:
             ways += [f"with {word} {text} in stock", f"of which we have {word} {text}", f"{word} {text} in stock", f"with {word} {text} {pieces} in stock", f"of which there are {word} {text} {pieces}", f"that have {word} {text} {pieces} in stock"]
         test = f"{operator} {text}"
         return Clause((f"{column.sql} {test}", f"{column.full} {test}"), tuple(ways), (), (), (), frozenset([column.full]))
+
+    def _none_or_some(self, column: Column, stock: bool) -> Clause:
+        """A number that is zero, or is not: "out of stock", "free of charge"."""
+        zero = self.chance(0.65)
+        none: tuple[str, ...] = ("without {c}", "with no {c}", "with zero {c}", "whose {c} is 0", "that have no {c}", "with 0 {c}")
+        some: tuple[str, ...] = ("with {c}", "whose {c} is not 0", "with some {c}", "whose {c} is above 0", "that have {c}")
+        if stock:
+            none = (*none, *("out of stock", "that are out of stock", "sold out", "not in stock", "that ran out",
+                    "not available", "unavailable", "with nothing left", "with empty stock", "which are sold out", "we ran out of",
+                    "no longer available", "no longer in stock", "that have run out", "which we cannot deliver", "of which nothing is left",
+                    "that are gone", "of which we have none left", "with none left", "that sold out", "that are all gone"))
+            some = (*some, *("in stock", "that are in stock", "available", "still in stock", "currently in stock",
+                    "that we have in stock", "on stock", "still available", "which are available", "that we can deliver", "left in stock",
+                    "that are still left", "available now", "in the warehouse"))
+        if head(column.label) in MONEY or column.role == "money":
+            what = self.column(column).removesuffix(" cost").removesuffix(" price")
+            none = (*none, "free of charge", f"with free {what}", "that were free", f"for which {what} was free",
+                    f"without any {what} costs", f"with no {what} costs", f"free {what}", "for free", "at no cost", "that cost nothing",
+                    f"where {what} was free", f"without {what} costs", f"that had free {what}", f"had free {what}", f"had no {what} costs", "that were free of charge", f"with {what} for free")
+        ahead: tuple[str, ...] = ()
+        if stock:
+            ahead = ("out of stock", "sold out", "unavailable") if zero else ("available", "in-stock", "deliverable")
+        words = tuple(text.replace("{c}", self.column(column)) for text in (none if zero else some))
+        test = "= 0" if zero else "> 0"
+        return Clause((f"{column.sql} {test}", f"{column.full} {test}"), words, ahead, (), (), frozenset([column.full]))
 
     def _exactly(self, column: Column, text: str, name: str) -> Clause:
         """A number that is given: "rated 5 stars", "with a limit of exactly 5000"."""
