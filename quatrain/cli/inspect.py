@@ -31,6 +31,7 @@ def inspect(
     induction: bool = False,
     embedding_map: Annotated[Literal["pca", "tsne", "umap"] | None, Parameter(name="--map")] = None,
     texts: Path | None = None,
+    points: int = 1000,
     page: Path | None = None,
     top: int | None = None,
     truncate: bool = False,
@@ -67,10 +68,12 @@ def inspect(
         A map of the vocabulary's embedding, or of --texts: pca, tsne or umap.
     texts
         A file with a text on each line, for --map.
+    points
+        The number of tokens on the map.
     page
         Write these views to an interactive HTML page.
     top
-        The number of tokens to show; 5 for --next and --lens, 10 for --neighbours, 1000 for --map by default.
+        The number of tokens to show; 5 for --next and --lens, 10 for --neighbours by default.
     truncate
         Cut a text that exceeds the model's context, instead of an error.
     special_tokens
@@ -84,7 +87,7 @@ def inspect(
 
     if attention is not None:
         attention = user_path(attention, "--attention")
-    views = _Views(lens, attribution, target, rollout, induction, embedding_map, texts, page)
+    views = _Views(lens, attribution, target, rollout, induction, embedding_map, texts, points, page)
     _check(text, next_tokens, attention, answer, top, views)
     asks_model = next_tokens or attention is not None or neighbours is not None or views.asked
     need = "everything" if asks_model else "tokens" if text is not None else "architecture"
@@ -116,6 +119,7 @@ class _Views:
     induction: bool
     map: str | None
     texts: Path | None
+    points: int
     page: Path | None
 
     @property
@@ -138,6 +142,8 @@ def _check(
         problems.append("--target: is for --attribution; add it")
     if views.texts is not None and views.map is None:
         problems.append("--texts: is for --map; add --map pca")
+    if views.points < 3:
+        problems.append(f"--points {views.points}: must be at least 3")
     if views.page is not None and not views.asked:
         problems.append("--page: has no view; add --lens, --attribution, --rollout, --induction or --map")
     if views.page is not None and views.page.suffix.lower() not in (".html", ".htm"):
@@ -335,7 +341,7 @@ class _Look:
             found["rollout"] = self._rollout(ids)
             self.show([*wording.rollout_lines(*found["rollout"]), ""])
         if asked.map is not None:
-            found["embedding"] = self._map(asked.map, asked.texts, 1000 if top is None else top)
+            found["embedding"] = self._map(asked.map, asked.texts, asked.points)
             self.show([*wording.map_lines(found["embedding"]), ""])
         if asked.induction:
             from quatrain.evaluation.inspection import induction_scores

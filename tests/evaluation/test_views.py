@@ -364,7 +364,7 @@ def test_the_verb_shows_views_and_writes_the_page(tmp_path, capsys):
 
 def test_flags_that_do_not_fit(tmp_path, capsys):
     folder = make_folder(tmp_path / "tiny")
-    wrong = ["--lens", "--target", "e", "--texts", "lines.txt", "--page", "page.pdf"]
+    wrong = ["--lens", "--target", "e", "--texts", "lines.txt", "--page", "page.pdf", "--points", "1"]
     assert main(["inspect", str(folder), *wrong]) == 2
     error = capsys.readouterr().err
     for words in (
