@@ -283,3 +283,14 @@ def test_wrong_flags_and_folders(tmp_path, capsys):
     assert main(["doctor", str(tmp_path)]) == 2
     (tmp_path / "config.json").write_text("{")
     assert main(["doctor", str(tmp_path)]) == 2
+
+
+def test_a_resume_that_loses_the_optimizers_state(chatty, monkeypatch):
+    from quatrain.training import checkpoints
+
+    read = checkpoints.read_state
+    monkeypatch.setattr(
+        checkpoints, "read_state", lambda place: (read(place)[0], {k: v * 0.9 for k, v in read(place)[1].items()})
+    )
+    row = rows(chatty, "resume")["resume"]
+    assert row.status == "failed" and row.difference > 5

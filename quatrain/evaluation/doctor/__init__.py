@@ -34,7 +34,7 @@ from quatrain.evaluation.doctor.subject import ModelUnderTest
 
 __all__ = ["Check", "Finding", "ModelUnderTest", "Report", "Row", "all_checks", "examine"]
 
-ORDER = ("files", "reference", "decoding", "chat", "adapting", "training", "alignment", "native")
+ORDER = ("files", "reference", "decoding", "chat", "adapting", "training", "alignment", "resuming", "native")
 """The modules of checks in the order in which they run, the slowest last; others follow."""
 
 

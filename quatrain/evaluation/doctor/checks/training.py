@@ -28,7 +28,7 @@ REMEDY = (
 )
 
 
-class _Parts:
+class FixedBatches:
     """A stream of fixed micro-batches."""
 
     def __init__(self, parts: Sequence[Any]):
@@ -68,6 +68,11 @@ class _Collated(Causal):
         return examples
 
 
+def collated_objective(subject: ModelUnderTest) -> Any:
+    """The objective of the model's head, for micro-batches that come collated."""
+    return _Collated() if subject.config.head == "causal" else _HeadLoss()
+
+
 def _step(subject: ModelUnderTest, parts: Sequence[TokenBatch]) -> tuple[Tensor, dict[str, Tensor]]:
     """The mean loss of a step over these micro-batches, and the gradient of it by name, before clipping."""
     model = subject.model
@@ -75,13 +80,13 @@ def _step(subject: ModelUnderTest, parts: Sequence[TokenBatch]) -> tuple[Tensor,
         steps=1, batch_tokens=EXAMPLES * LONGEST, learning_rate=1e-3, accumulation=len(parts), max_grad_norm=0.0,
         precision="float32",
     )  # fmt: skip
-    objective: Any = _Collated() if subject.config.head == "causal" else _HeadLoss()
+    objective = collated_objective(subject)
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     trainable = [parameter for parameter in frozen if parameter.is_floating_point()]
     if not any(parameter.requires_grad for parameter in model.parameters()):
         for parameter in trainable:
             parameter.requires_grad_(True)
-    gradients = Gradients(model, objective, _Parts(parts), settings, seed=0, parallel=ParallelStrategy())
+    gradients = Gradients(model, objective, FixedBatches(parts), settings, seed=0, parallel=ParallelStrategy())
     weights = Precision(model, torch.float32)
     gradients.start(weights, None, Compiled(model, False), lambda text: None)
     gradients.watch = None
@@ -130,7 +135,7 @@ def _examples(subject: ModelUnderTest) -> list[TokenExample]:
     return examples
 
 
-def _batches(subject: ModelUnderTest, sizes: int) -> list[TokenBatch]:
+def labelled_batches(subject: ModelUnderTest, sizes: int) -> list[TokenBatch]:
     """The examples as micro-batches of so many."""
     examples, padding = _examples(subject), subject.config.pad_token_id or 0
     groups = [examples[start : start + sizes] for start in range(0, len(examples), sizes)]
@@ -170,8 +175,8 @@ def _check_learns(subject: ModelUnderTest) -> None:
 
 def _accumulated(subject: ModelUnderTest) -> Finding:
     _check_learns(subject)
-    whole = _step(subject, _batches(subject, EXAMPLES))
-    gaps = [_gap(subject, _batches(subject, size), whole) for size in (1, 2, 4)]
+    whole = _step(subject, labelled_batches(subject, EXAMPLES))
+    gaps = [_gap(subject, labelled_batches(subject, size), whole) for size in (1, 2, 4)]
     return Finding(max(gaps), f"{EXAMPLES} ragged texts as 8×1, 4×2, 2×4 and 1×8", _limit(subject))
 
 
