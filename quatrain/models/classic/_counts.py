@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,8 @@ BYTES_STORED = 28
 """Memory for each n-gram of all tables: key, count, place of its suffix, probability and weight."""
 CHUNK = 4_000_000
 """Tokens of a chunk by default."""
+SAMPLE = 1_000_000
+"""Tokens of the beginning from which the n-grams of a long text are estimated."""
 MOST_NGRAMS = 2**62
 """Bound of a key."""
 
@@ -126,31 +128,56 @@ class NgramCounts:
 
 @dataclass(frozen=True)
 class CountPlan:
-    """What counting will take, said before it starts: an upper bound for any text of this size."""
+    """What counting will take, said before it starts: a bound for any text of this size, or an estimate of this one."""
 
     ngrams: tuple[int, ...]
-    """At most so many different n-grams of each length."""
+    """So many different n-grams of each length."""
     chunk: int
-    memory: int = field(default=0)
-    disk: int = field(default=0)
+    memory: int
+    disk: int
+    is_estimate: bool = False
 
     def __str__(self) -> str:
         shown = ", ".join(f"{count:,}" for count in self.ngrams)
+        how = "about" if self.is_estimate else "at most"
         return (
-            f"at most {shown} different n-grams by length: at most {format_bytes(self.memory)} of memory and "
+            f"{how} {shown} different n-grams by length: {how} {format_bytes(self.memory)} of memory and "
             f"{format_bytes(self.disk)} of disk while they are counted"
         )
 
 
 def plan(tokens: int, vocab_size: int, order: int, chunk: int = CHUNK) -> CountPlan:
     """The bounds for a text of `tokens` tokens. There are no more n-grams than places, nor than combinations."""
-    most = tuple(min(tokens, vocab_size**length if length * np.log2(vocab_size) < 62 else tokens)
-                 for length in range(1, order + 1))  # fmt: skip
-    most = (vocab_size, *most[1:])
+    most = [vocab_size]
+    for _ in range(1, order):
+        most.append(min(tokens, most[-1] * vocab_size))
+    return _plan_of(most, tokens, chunk)
+
+
+def _plan_of(most: Sequence[int], tokens: int, chunk: int, is_estimate: bool = False) -> CountPlan:
     chunk = max(1, min(chunk, tokens))
     memory = BYTES_PER_TOKEN * chunk + BYTES_STORED * sum(most) + BYTES_PER_NGRAM * max(most)
-    disk = 8 * tokens + 16 * tokens
-    return CountPlan(most, chunk, memory, disk)
+    disk = (8 + 24) * tokens if tokens > chunk else 0
+    return CountPlan(tuple(most), chunk, memory, disk, is_estimate)
+
+
+def expect(ids: Array, vocab_size: int, order: int, chunk: int = CHUNK, *, bos_id: int | None = None) -> CountPlan:
+    """What these ids will take: of a long text an estimate, from how the numbers of n-grams of its beginning grow.
+
+    They grow more slowly the longer the text is (Heaps 1978), so that going on at the rate of the beginning is more
+    than there will be.
+    """
+    bound = plan(len(ids), vocab_size, order, chunk)
+    if len(ids) < 4 * SAMPLE:
+        return bound
+    half, whole = (
+        [len(table) for table in count(np.asarray(ids[:size]), vocab_size, order, bos_id=bos_id).tables]
+        for size in (SAMPLE // 2, SAMPLE)
+    )
+    doublings = np.log2(len(ids) / SAMPLE)
+    grown = [int(last * (last / max(first, 1)) ** doublings) for first, last in zip(half, whole, strict=True)]
+    most = [min(limit, each) for limit, each in zip(bound.ngrams, grown, strict=True)]
+    return _plan_of(most, len(ids), chunk, is_estimate=True)
 
 
 def count(
@@ -164,8 +191,8 @@ def count(
 ) -> NgramCounts:
     """Counts the n-grams of ids (N,), which may be memory-mapped, up to `order` tokens.
 
-    `progress` gets the number of tokens read, over all orders. Raises InputError for an empty text, for ids outside the
-    vocabulary, and if the bounds of `plan` exceed the free memory.
+    `progress` gets the number of tokens read, over all orders. Raises InputError for an empty text and for ids outside
+    the vocabulary.
     """
     total = len(ids)
     if total < 1:

@@ -92,7 +92,7 @@ class NgramModel(StateModel):
         `NgramConfig`, such as `bos_token_id`: it is never predicted, and no n-gram reaches over it. Raises InputError.
         """
         array = np.asarray(ids)
-        _counts.check_plan(_counts.plan(len(array), vocab_size, order, chunk))
+        _counts.check_plan(_counts.expect(array, vocab_size, order, chunk, bos_id=config.get("bos_token_id")))
         counted = _counts.count(
             array, vocab_size, order, bos_id=config.get("bos_token_id"), chunk=chunk, progress=progress
         )

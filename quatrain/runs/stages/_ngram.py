@@ -21,7 +21,7 @@ def run(settings: NgramStage, context: StageContext) -> StageResult:
     """Counts the text, writes `model/` and evaluates it on the text held out, beside the frequencies of its tokens."""
     tokenizer = tokenizer_of(context)
     learned, held_out = split_tokens(settings, context, tokenizer)
-    expected = _counts.plan(len(learned), tokenizer.vocab_size, settings.order, settings.chunk)
+    expected = _counts.expect(learned.tokens, tokenizer.vocab_size, settings.order, settings.chunk)
     context.reporter.info(f"{context.name}: {expected}.")
     began = time.perf_counter()
     with context.reporter.task(context.name, total=settings.order * len(learned), unit="token") as task:

@@ -200,3 +200,18 @@ def test_bad_input_is_named():
         NgramModel.fit([1, 2, 3], 5, 2).text_loss(np.array([1, 9]))
     model = NgramModel.fit([1, 2, 3], 5, 2, "mle")
     assert math.isinf(model.text_loss(np.array([1, 3]))[0]), "only maximum likelihood gives no chance to the unseen"
+
+
+def test_what_counting_takes_is_said_before(monkeypatch):
+    rng = np.random.default_rng(0)
+    text = (rng.zipf(1.3, 40_000) % 500).astype(np.int64)
+    bound = NgramModel.plan(len(text), 500, 3)
+    assert bound.ngrams == (500, 40_000, 40_000) and "at most 500, 40,000, 40,000" in str(bound)
+    monkeypatch.setattr(_counts, "SAMPLE", 5_000)
+    expected = _counts.expect(text, 500, 3)
+    found = NgramModel.fit(text, 500, 3).config.ngrams
+    assert expected.is_estimate and expected.memory < bound.memory
+    assert all(real <= guess <= limit for real, guess, limit in zip(found, expected.ngrams, bound.ngrams, strict=True))
+    monkeypatch.setattr(_counts, "available_memory", lambda device: 1000)
+    with pytest.raises(InputError, match="smaller order"):
+        NgramModel.fit(text, 500, 3)
