@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ from quatrain.core.atomic import write_json
 from quatrain.core.errors import InputError
 from quatrain.core.progress import drop_metrics
 from quatrain.core.wording import format_metric
-from quatrain.evaluation.prompting import Comparison, PromptResult, compare
+from quatrain.evaluation.prompting import Comparison, KeptResults, PromptResult, compare
 from quatrain.generation.engine import Engine
 from quatrain.runs.folder import read_json
 from quatrain.runs.stage import StageContext, StageResult
@@ -40,7 +41,8 @@ def run(settings: AdaptersStage, context: StageContext) -> StageResult:
             found[method] = _trained(method, own, settings, context)
             engine = Engine.load(context.stage_folder / method / "model")
             prompt = make_prompt("plain", "plain", decoding=settings.decoding, style="chat", seed=context.seed)
-            comparisons[method] = compare(engine, task, name, [prompt], examples)
+            kept = KeptResults(context.stage_folder / method / "results")
+            comparisons[method] = compare(engine, task, name, [prompt], examples, kept=kept)
     rows = _baseline_row(comparisons) + _earlier_rows(context, name)
     for method, comparison in comparisons.items():
         trained = found[method]
@@ -76,8 +78,10 @@ def _trained(name: str, method: MethodSettings, settings: AdaptersStage, context
         folder.mkdir(parents=True)
         drop_metrics(context.metrics_path, own.name, after=-1)
     context.reporter.info(f"adapter {name}")
+    started = time.monotonic()
     result = spec_of(stage).run(stage, own)
-    values = {"seconds": result.seconds or 0.0, "trainable_parameters": result.trainable_parameters or 0}
+    seconds = round(time.monotonic() - started, 3)
+    values = {"seconds": seconds, "trainable_parameters": result.trainable_parameters or 0}
     write_json(folder / "result.json", values | {"validation_loss": result.validation_loss})
     return values
 

@@ -115,6 +115,8 @@ def test_soft_hard_has_all_ways_in_one_table(tmp_path: Path) -> None:
     assert ways[2].startswith("best prompt found: ")
     soft, lora = (int(row[1].replace(",", "")) for row in table["rows"][-2:])
     assert soft == 20 * 16 and lora > 0
+    assert all(float(row[-1]) >= 0 for row in table["rows"][-2:])
+    assert json.loads((done.folder / "stages/05-adapters/lora/result.json").read_text())["seconds"] > 0
     assert {key for key in adapters["scores"]} == {"test, soft-prompt", "test, lora"}
     assert (done.folder / "stages" / "05-adapters" / "lora" / "adapter" / "adapter_config.json").is_file()
     base = quatrain.load(done.model)
