@@ -89,6 +89,11 @@ class Elmo(CRFTags):
                 part.requires_grad_(False)
 
     @property
+    def is_tied(self) -> bool:
+        """Never: the model reads characters and predicts words."""
+        return False
+
+    @property
     def embed_tokens(self) -> nn.Embedding:
         """The embedding of characters."""
         return self.reader.embed_tokens

@@ -197,7 +197,15 @@ def tagger(**more):
 
 
 def bidirectional(**more):
-    own = {"vocab_size": 40, "hidden_size": 10, "word_vocab_size": 12, "boundary_token_ids": [2], "num_filters": 6}
+    # Recipes ask for tied weights by default: a model that predicts words has none to share with characters.
+    own = {
+        "tie_word_embeddings": True,
+        "vocab_size": 40,
+        "hidden_size": 10,
+        "word_vocab_size": 12,
+        "boundary_token_ids": [2],
+        "num_filters": 6,
+    }
     return Elmo(ElmoConfig(**(own | more))).initialize(0).eval()
 
 
