@@ -43,6 +43,7 @@ QUICK = {
     "recurrent.py": [],
     "classic.py": [],
     "lm_eval_speed.py": [],
+    "pipelines.py": [],
 }
 PEERLESS = {"quickstart.py", "passes.py", "predictions.py", "plan_memory.py", "serving.py", "serving_speed.py",
             "preferences.py", "recurrent.py", "classic.py"}  # fmt: skip

@@ -344,6 +344,11 @@ def test_lists_and_streams(make: Make) -> None:
     assert len(read) == 4, "inputs are read a batch at a time"
     assert same([first, *stream], classify(TEXTS * 10))
     assert same(classify(tuple(TEXTS)), classify(TEXTS)) and classify([]) == []
+    mixed = [" ".join(TEXTS[: 1 + number % 3]) for number in range(40)]
+    assert same(
+        [each.value for each in classify.predict(mixed, batch_size=2)],
+        [each.value for text in mixed for each in classify.predict([text])],
+    ), "texts of one length share a batch, and the order stays"
 
 
 def test_every_task_has_a_class() -> None:

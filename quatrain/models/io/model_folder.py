@@ -52,7 +52,7 @@ def load_config(folder: str | Path) -> ModelConfig:
     if (kind := classic.find(config.get("model_type"))) is not None:
         own: ModelConfig = kind.read_config(config, folder)
         return own
-    return get_family(config.get("model_type")).from_hf(config)
+    return config_of(config)
 
 
 def checkpoint_dtype(folder: str | Path) -> str:

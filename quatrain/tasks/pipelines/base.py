@@ -85,13 +85,15 @@ class Pipeline(ABC):
     format: ClassVar[str] = "text"
     """The format of records by which columns of a file are recognized (`quatrain.data.formats`)."""
     Options: ClassVar[type[Settings]] = Settings
+    reads_ahead: ClassVar[int] = 1
+    """Batches of a list that `predict_batch` gets at once; their logits are in memory together."""
 
     def __init__(self, subject: Subject, *, name: str = "", batch_size: int = BATCH, **options: Any):
         if subject.tokenizer is None:
             raise InputError("The model has no tokenizer: a text cannot be read without its tokens.")
         self.subject, self.model, self.tokenizer = subject, subject.model.eval(), subject.tokenizer
         self.name = name or self.task
-        self.batch_size = _checked_size(batch_size)
+        self.batch_size = self._rows_at_once = _checked_size(batch_size)
         defaults = self.named(self.name)
         self.defaults = {**(defaults or {}), **{key: value for key, value in options.items() if value is not None}}
         self.settings({})
@@ -157,9 +159,12 @@ class Pipeline(ABC):
         """
         settings = self.settings(options)
         size = self.batch_size if batch_size is None else _checked_size(batch_size)
+        # Of a list many batches are read ahead, so that texts of one length can share a batch.
+        ahead = self.reads_ahead if isinstance(inputs, list | tuple) else 1
         rows = (self.read(each, f"input {number}") for number, each in enumerate(inputs, 1))
-        while batch := list(itertools.islice(rows, size)):
+        while batch := list(itertools.islice(rows, size * ahead)):
             with torch.inference_mode():
+                self._rows_at_once = size
                 predictions = self.predict_batch(batch, settings)
             yield from predictions
 
@@ -249,15 +254,15 @@ class Pipeline(ABC):
     def logits(self, rows: Sequence[EncodedText]) -> list[Tensor]:
         """The logits of encoded texts in float32 on the CPU: (L) of each, or (T, L) for its own tokens.
 
-        They are read by length, `batch_size` at once. Raises InputError for a text without a token.
+        They are read by length, a batch at once. Raises InputError for a text without a token.
         """
         result: list[Tensor] = [torch.empty(0)] * len(rows)
         if any(not len(row) for row in rows):
             number = next(number for number, row in enumerate(rows, 1) if not len(row))
             raise InputError(f"text {number} of the batch: empty; this tokenizer gives no token for it")
         order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
-        for start in range(0, len(rows), self.batch_size):
-            places = order[start : start + self.batch_size]
+        for start in range(0, len(rows), self._rows_at_once):
+            places = order[start : start + self._rows_at_once]
             batch = self.reader.batch([rows[place] for place in places], None).to(self.model.device)
             logits = forward(self.model, batch)[0].float().cpu()
             for place, each in zip(places, logits, strict=True):

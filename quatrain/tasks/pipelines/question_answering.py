@@ -55,6 +55,7 @@ class QuestionAnswering(Pipeline):
     heads = ("question_answering",)
     default_for = ("question_answering",)
     recipes = ("qa",)
+    reads_ahead = 8
     fields = (Field("context", empty=False), Field("question", empty=False))
     format = "qa"
     Options = AnswerOptions

@@ -23,6 +23,7 @@ class Reward(Pipeline):
     aliases = {"reward-scores": Alias()}
     heads = ("sequence_classification",)
     recipes = ("reward",)
+    reads_ahead = 8
     fields = (
         Field("completion", optional=True, part="text"),
         Field("prompt", optional=True),

@@ -43,6 +43,7 @@ class TextClassification(Pipeline):
     heads = ("sequence_classification",)
     default_for = ("sequence_classification",)
     recipes = ("sentiment", "sentiment-lora", "topic", "spam", "nli")
+    reads_ahead = 8
     fields = (Field("text"), Field("text_pair", optional=True, part="other"))
     Options = ClassificationOptions
 

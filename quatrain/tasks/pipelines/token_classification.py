@@ -72,6 +72,7 @@ class TokenClassification(Pipeline):
     heads = ("token_classification",)
     default_for = ("token_classification",)
     recipes = ("ner", "pos")
+    reads_ahead = 8
     fields = (Field("text", optional=True), Field("words", optional=True, kind="texts"))
     format = "tagged"
     Options = TokenOptions

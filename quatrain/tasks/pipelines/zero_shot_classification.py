@@ -42,6 +42,7 @@ class ZeroShotClassification(Pipeline):
     task = "zero-shot-classification"
     heads = ("sequence_classification",)
     recipes = ("nli",)
+    reads_ahead = 8
     fields = (Field("text", empty=False),)
     Options = ZeroShotOptions
 
