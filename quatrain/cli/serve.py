@@ -1,4 +1,4 @@
-"""`quatrain serve`: models over HTTP, in the protocols of OpenAI and Anthropic."""
+"""`quatrain serve`: models over HTTP, in the protocols of OpenAI, Anthropic and Hugging Face's inference API."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def serve(
     memory: MemoryOptions = KEEP_ALL,
     database: DatabaseOptions = NO_DATABASE,
 ) -> int:
-    """Serve models to clients of OpenAI's and Anthropic's APIs, and a chat page.
+    """Serve models to clients of OpenAI's, Anthropic's and Hugging Face's APIs, and a chat page.
 
     Only this machine can reach the server, unless --host names another address; that needs a key, from --key-file or
     the environment variable QUATRAIN_API_KEY. Ctrl-C lets running answers end, a second one stops at once.

@@ -165,6 +165,12 @@ def test_text_generation(server: Server, folders: dict[str, Path]) -> None:
     assert number.isdigit() and len(number) == 3
 
 
+def test_questions_to_a_table(server: Server) -> None:
+    """A model that knows nothing writes no SQL: the answer is empty, and says why."""
+    found = client(server).table_question_answering(table={"city": ["Oslo", "Rome"]}, query="how many cities are there")
+    assert found.answer == "" and found.cells == [] and found["reason"]
+
+
 def test_chats(server: Server) -> None:
     messages = [{"role": "user", "content": "Hello"}]
     answers = [

@@ -14,6 +14,8 @@ from quatrain.core.errors import InputError
 from quatrain.core.settings import Listing, Settings
 from quatrain.core.wording import format_value
 from quatrain.tasks.pipelines.base import Pipeline, Prediction
+from quatrain.training.objectives.base import inputs_of
+from quatrain.training.objectives.texts import EncodedText
 
 
 class MaskOptions(Settings):
@@ -60,14 +62,22 @@ class FillMask(Pipeline):
         targets = None if options.targets is None else self._targets(options.targets)
         return [
             Prediction(self._filled(row.ids, logits, options.top_k, targets), row.cut)
-            for row, logits in zip(rows, self.logits(rows), strict=True)
+            for row, logits in zip(rows, self._mask_logits(rows), strict=True)
         ]
+
+    def _mask_logits(self, rows: Sequence[EncodedText]) -> list[Tensor]:
+        """The logits (M, V) of the masks of each text: the vocabulary is only computed where there is a mask."""
+        batch = self.reader.batch(rows, None).to(self.model.device)
+        states = self.model.hidden_states(**inputs_of(self.model, batch))
+        masks = batch.input_ids == self.mask_id
+        logits = self.model.lm_logits(states[masks]).float().cpu()
+        return list(logits.split(masks.sum(1).tolist()))
 
     def _filled(self, ids: Sequence[int], logits: Tensor, top_k: int, targets: Tensor | None) -> Any:
         places = [place for place, token in enumerate(ids) if token == self.mask_id]
         filled = []
-        for place in places:
-            scores = logits[place].softmax(-1)
+        for place, own in zip(places, logits, strict=True):
+            scores = own.softmax(-1)
             if targets is not None:
                 scores = scores[targets]
             best = scores.topk(min(top_k, len(scores)))
