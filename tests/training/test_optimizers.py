@@ -1,5 +1,8 @@
 """Muon against its definition, the groups of parameters, and the schedules."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,7 +11,7 @@ from tiny_models import llama
 
 from quatrain.models.families.fresh import fresh_config
 from quatrain.models.transformer.stack import Model
-from quatrain.training.optimizers import Muon, make_optimizers, orthogonalize
+from quatrain.training.optimizers import AdamW, Muon, make_optimizers, orthogonalize
 from quatrain.training.schedules import learning_rate_ratio
 from quatrain.training.settings import TrainSettings
 
@@ -129,3 +132,39 @@ def test_cosine_by_hand():
         learning_rate_ratio(step, steps=10, schedule="wsd", decay_ratio=0.5, warmup_steps=2)
         for step in (0, 1, 2, 4, 5, 7, 9)
     ] == pytest.approx([1 / 3, 2 / 3, 1, 1, 0.8, 0.4, 0.0])
+
+
+def test_our_adamw_steps_as_torchs():
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4)) for _ in range(2)]
+    optimizers = [kind([weight], lr=0.01, fused=True) for kind, weight in zip((AdamW, torch.optim.AdamW), weights)]
+    for _ in range(3):
+        gradient = torch.randn(3, 4)
+        for weight, optimizer in zip(weights, optimizers):
+            weight.grad = gradient.clone()
+            optimizer.step()
+    assert torch.equal(*weights)
+
+
+def test_training_does_not_import_torchs_compiler():
+    """It costs 100 MB and seconds of every run, for nothing that is compiled."""
+    code = """
+import sys, torch
+from quatrain.models.families.fresh import fresh_config
+from quatrain.planning.counts import built
+from quatrain.training.optimizers import make_optimizers
+from quatrain.training.settings import TrainSettings
+sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+assert next(built(fresh_config("llama", sizes | {"max_position_embeddings": 32})).parameters()).is_meta
+weight = torch.nn.Parameter(torch.ones(4, 4))
+for optimizer in make_optimizers({"layers.0.w.weight": weight, "w": torch.nn.Parameter(torch.ones(4))},
+                                 TrainSettings(steps=1, optimizer="muon"), dtype=torch.float32):
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+assert "torch._dynamo" not in sys.modules and "sympy" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
