@@ -129,6 +129,13 @@ def pooling_conflicts(pooling: str, recipe: RecipeSettings, place: Place) -> Ite
         yield Problem(place, text, (("model", "family"),))
 
 
+def whole_text_conflicts(settings: StageSettings, recipe: RecipeSettings, index: int) -> Iterator[Problem]:
+    """The conflict of a stage that reads its whole data before it learns with `data.streaming`."""
+    if recipe.data_of(settings).streaming:
+        text = f"true; the {settings.kind} stage reads all data before it learns: leave it out"
+        yield Problem(("data", "streaming"), text, (("stage", index),))
+
+
 def unread_settings(stage: Any, objectives: Mapping[str, tuple[str, ...]]) -> Iterator[Problem]:
     """Settings of a stage that are given although its objective does not read them.
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from quatrain.core.settings import Listing
 from quatrain.data.settings import DataSettings
-from quatrain.runs.settings import RecipeSettings, StageSettings
+from quatrain.runs.settings import RecipeSettings, StageSettings, whole_text_conflicts
 from quatrain.runs.stage import Lesson, Need, StageSpec, deferred
 
 
@@ -48,5 +48,6 @@ SPEC = StageSpec(
     needs=needs,
     produces=("model",),
     prepare=deferred("quatrain.runs.stages._bag_of_words:prepare"),
+    conflicts=whole_text_conflicts,
     teaches=teaches,
 )

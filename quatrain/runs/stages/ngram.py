@@ -9,7 +9,7 @@ from pydantic import Field
 
 from quatrain.core.settings import Listing, Problem
 from quatrain.data.settings import DataSettings
-from quatrain.runs.settings import RecipeSettings, StageSettings
+from quatrain.runs.settings import RecipeSettings, StageSettings, whole_text_conflicts
 from quatrain.runs.stage import Need, StageSpec, deferred
 
 Smoothing = Literal[
@@ -63,9 +63,6 @@ class NgramStage(StageSettings):
             text = f"{self.smoothing}; asks no shorter context, so that min_counts and arpa cannot be had"
             yield Problem(("smoothing",), text, (("min_counts",), ("arpa",)))
 
-    def streaming_problems(self) -> Iterator[str]:
-        yield "streaming: true; n-grams are counted in several passes over the text: leave it out"
-
 
 def needs(settings: NgramStage, recipe: RecipeSettings) -> set[Need]:
     """A text and a tokenizer."""
@@ -78,5 +75,6 @@ SPEC = StageSpec(
     needs=needs,
     produces=("model",),
     prepare=deferred("quatrain.runs.stages._ngram:prepare"),
+    conflicts=whole_text_conflicts,
     teaches=lambda settings: "text",
 )

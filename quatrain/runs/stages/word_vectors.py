@@ -9,7 +9,7 @@ from pydantic import Field
 
 from quatrain.core.settings import Problem
 from quatrain.data.settings import DataSettings
-from quatrain.runs.settings import RecipeSettings, StageSettings
+from quatrain.runs.settings import RecipeSettings, StageSettings, whole_text_conflicts
 from quatrain.runs.stage import Need, StageSpec, deferred
 from quatrain.training.settings import TrainSettings
 
@@ -51,9 +51,6 @@ class WordVectorsStage(StageSettings):
         if self.min_subword > self.max_subword:
             yield Problem(("min_subword",), f"{self.min_subword}; must be at most max_subword = {self.max_subword}")
 
-    def streaming_problems(self) -> Iterator[str]:
-        yield "streaming: true; words are counted before they are learned: leave it out"
-
 
 def needs(settings: WordVectorsStage, recipe: RecipeSettings) -> set[Need]:
     """A text and a tokenizer."""
@@ -76,6 +73,7 @@ SPEC = StageSpec(
     needs=needs,
     produces=("model",),
     prepare=deferred("quatrain.runs.stages._word_vectors:prepare"),
+    conflicts=whole_text_conflicts,
     file_problems=file_problems,
     teaches=lambda settings: "task",
 )
