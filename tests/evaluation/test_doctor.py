@@ -94,6 +94,16 @@ def test_quantized_weights_are_examined_where_that_means_something(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("problem", "labels"), [("regression", ("reward",)), ("multi_label", ("a", "b", "c")), ("single_label", ("a", "b"))]
+)
+def test_classifiers_of_every_kind_accumulate(problem, labels, tmp_path):
+    config = llama(head="sequence_classification", labels=labels, problem_type=problem, pad_token_id=0)
+    found = rows(save_random(config, tmp_path), "accumulation", "batch", "cache")
+    assert found["accumulation"].status == found["batch"].status == "holds", found["accumulation"].note
+    assert found["cache"].status == "not applicable"
+
+
 WITHOUT = """
 import sys
 sys.modules["transformers"] = sys.modules["peft"] = None
@@ -283,6 +293,10 @@ def test_wrong_flags_and_folders(tmp_path, capsys):
     assert main(["doctor", str(tmp_path)]) == 2
     (tmp_path / "config.json").write_text("{")
     assert main(["doctor", str(tmp_path)]) == 2
+    capsys.readouterr()
+    (tmp_path / "config.json").write_text('{"model_type": "ngram"}')
+    assert main(["doctor", str(tmp_path)]) == 2
+    assert "examines transformers" in capsys.readouterr().err
 
 
 def test_a_resume_that_loses_the_optimizers_state(chatty, monkeypatch):

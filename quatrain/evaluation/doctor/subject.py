@@ -30,6 +30,8 @@ from quatrain.generation.engine import Engine
 from quatrain.generation.params import SamplingParams
 from quatrain.generation.runner import context_limit
 from quatrain.loading.model import ResolvedModel, load_model
+from quatrain.models import classic
+from quatrain.models.io.model_folder import read_config
 from quatrain.models.transformer.stack import Model
 from quatrain.planning.machine import choose_device
 
@@ -72,6 +74,7 @@ class ModelUnderTest:
         self.notes: list[str] = []
         self._temporary = tempfile.TemporaryDirectory(prefix="quatrain-doctor-")
         resolved = ResolvedModel.of(model)
+        _check_is_transformer(resolved.base)
         self.original = resolved
         self.resolved, note = cut_model(resolved, self.folder("sample"), memory, self.device)
         self.notes += [note] if note else []
@@ -133,8 +136,8 @@ class ModelUnderTest:
     def require_decoder(self, what: str) -> None:
         """Raises DoesNotApply unless the model is a causal decoder with weights of floats."""
         if self.config.architecture != "decoder" or self.config.head != "causal":
-            raise DoesNotApply(f"{what} needs a causal decoder; this is an {self.config.architecture}"
-                               f" with the head {self.config.head}")  # fmt: skip
+            kind = f"{self.config.architecture} with the head {self.config.head}"
+            raise DoesNotApply(f"{what} needs a causal decoder; this model is of the kind {kind}")
 
     def require_floats(self, what: str) -> None:
         """Raises DoesNotApply for quantized weights."""
@@ -311,6 +314,16 @@ def _of_row(value: Any, number: int, place: slice | None) -> Tensor:
         return torch.cat([own.flatten(), rest[number].flatten()])
     own = value[number]
     return own if place is None else own[place]
+
+
+def _check_is_transformer(folder: Path) -> None:
+    """Raises InputError for a classic model (n-grams, word vectors, recurrent networks)."""
+    kind = read_config(folder).get("model_type")
+    if classic.find(kind) is not None:
+        raise InputError(
+            f"{folder}: a classic model ({kind}), and the doctor examines transformers. Its own tests compare it with "
+            "reference libraries; `quatrain inspect` shows it, and `quatrain evaluate` measures it."
+        )
 
 
 def readable(tokenizer: Tokenizer, text: str) -> str:

@@ -158,9 +158,11 @@ def _labelled(subject: ModelUnderTest, group: list[TokenExample], padding: int, 
         said = torch.tensor([token % count for token in example.ids])
         labels[row, : len(example)] = said.masked_fill(~torch.tensor(list(example.mask)), IGNORE_INDEX)
     if head in TEXT_LABELS:
-        labels = torch.tensor([(first + row) % count for row in range(len(group))])
-        if config.problem_type != "single_label":
-            labels = torch.nn.functional.one_hot(labels, max(1, len(config.labels))).float()
+        numbers = torch.arange(first, first + len(group))
+        labels = numbers % count
+        if config.problem_type != "single_label":  # A value, or a yes and no, for each label.
+            labels = torch.stack([(numbers + label) % 3 / 2.0 for label in range(max(1, len(config.labels)))], dim=1)
+            labels = labels if config.problem_type == "regression" else labels.round()
     return TokenBatch.of(ids, labels, segments=segments)
 
 
