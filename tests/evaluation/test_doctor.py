@@ -50,6 +50,7 @@ def statuses(model, *only, **options):
     return {name: row.status for name, row in rows(model, *only, **options).items()}
 
 
+@pytest.mark.slow
 def test_everything_holds_on_a_sound_chat_model(chatty):
     found = rows(chatty)
     assert {row.status for row in found.values()} <= {"holds", "not applicable"}
@@ -112,6 +113,7 @@ sys.exit(main(["doctor", sys.argv[1], "--json", "--only", *sys.argv[2:]]))
 """
 
 
+@pytest.mark.slow
 def test_without_transformers_the_other_rows_run(chatty):
     names = ["transformers-logits", "peft", "cache", "chat-training", "chat-export", "chat-stop", "merge"]
     done = subprocess.run(

@@ -135,7 +135,7 @@ def test_integrated_gradients_sum_to_the_difference(config, tokenizer):
     model = random_model(config)
     result = attribute(model, tokenizer, IDS)
     assert abs(result.gap) <= 0.01 * abs(result.output - result.baseline) + 1e-4
-    logs = model(torch.tensor([IDS]))[0][0, -1].log_softmax(-1)
+    logs = model(torch.tensor([IDS]))[0][0, -1].detach().log_softmax(-1)
     assert result.target_id == int(logs.argmax()) and result.output == pytest.approx(float(logs.max()), abs=1e-5)
     assert sum(result.scores) == pytest.approx(result.output - result.baseline, abs=0.02)
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
