@@ -94,7 +94,9 @@ def _score_tree(
     model: Model, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], logprobs: int, batch_size: int
 ) -> list[CompletionScore]:
     scores: dict[int, CompletionScore] = {}
-    for texts, shared in _with_common_beginning(_texts(prompts, completions)):
+    groups = list(_with_common_beginning(_texts(prompts, completions)))
+    alone = [text for texts, shared in groups if not shared for text in texts]  # they are batched by length instead
+    for texts, shared in [*(group for group in groups if group[1]), *([(alone, 0)] if alone else [])]:
         beginning = None
         if shared:
             beginning = KVCache(model.config, 1, shared, dtype=model.embed_tokens.weight.dtype, device=model.device)
