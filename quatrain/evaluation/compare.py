@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -18,7 +18,9 @@ from typing import Any
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.progress import Reporter
 from quatrain.data.records import Row
-from quatrain.evaluation.measures import Measure, difference, mcnemar
+from quatrain.evaluation.measures import Measure, difference, higher_is_better, is_below, mcnemar, wilson
+from quatrain.evaluation.report.reading import read_run
+from quatrain.evaluation.report.wording import is_share
 from quatrain.evaluation.results import read_result
 from quatrain.evaluation.subject import Subject, subject_of
 from quatrain.evaluation.suite import Output, Suite, suite_class
@@ -209,7 +211,7 @@ def _differing(answered: Sequence[Answers]) -> dict[str, Any]:
 
 
 def leaderboard(folder: str | Path) -> dict[str, Any]:
-    """All results of suites below a folder: for each suite the models by their main score, the best first.
+    """All results of suites and the last scores of all runs below a folder: for each set the best model first.
 
     Of equal questions to one model the newest result counts. Raises InputError where there is none.
     """
@@ -229,10 +231,13 @@ def leaderboard(folder: str | Path) -> dict[str, Any]:
             damaged.append(str(path))
             continue
         settings = result["passport"]["suite"]
-        data = f"{settings['source']}, {result['count']:,} examples, {settings['shots']} shots"
+        shots = "the task's own" if settings["shots"] is None else settings["shots"]
+        data = f"{settings['source']}, {result['count']:,} examples, {shots} shots"
         suites.setdefault(f"{result['suite']} ({data})", {})[row["name"], row["dtype"]] = row | {
             "baselines": result["baselines"]
         }
+    for name, row in _runs(place):
+        suites.setdefault(name, {})[row["name"], ""] = row
     if not suites:
         raise InputError(f"{folder} has no results of suites; make some with `quatrain evaluate MODEL SUITE`")
     boards = []
@@ -242,6 +247,32 @@ def leaderboard(folder: str | Path) -> dict[str, Any]:
         )
         boards.append({"suite": name, "rows": rows, "baselines": rows[0]["baselines"]})
     return finite({"folder": str(folder), "suites": boards, "damaged": damaged})
+
+
+def _runs(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The main score of every run below a folder on each of its held-out sets, after its last stage with scores."""
+    for path in sorted(place.rglob("run.json")):
+        try:
+            record = read_run(path.parent)
+        except QuatrainError:
+            continue
+        last = next((stage for stage in reversed(record.stages) if stage.scores), None)
+        for name, metrics in ({} if last is None else last.scores).items():
+            main = next((key for key in metrics if key != "count"), None)
+            if last is None or main is None:
+                continue
+            unit = "%" if is_share(main, (metrics[main],)) else ""
+            beaten = last.baselines.get(name, {}).get(main)
+            better = higher_is_better(main)
+            is_lower = beaten is not None and is_below(metrics[main], beaten, higher_is_better=better)
+            ends = wilson(metrics[main], int(metrics["count"])) if unit and metrics.get("count") else None
+            row = {
+                "name": str(path.parent), "metric": main, "value": metrics[main], "unit": unit, "dtype": last.kind,
+                "interval": [None, None] if ends is None else [ends.low, ends.high], "higher_is_better": better,
+                "size": {"bytes": last.number("weight_bytes")}, "created": "", "file": str(path),
+                "below": [last.baseline_name(name) or "the dumb baseline"] if is_lower else [], "baselines": [],
+            }  # fmt: skip
+            yield f"held-out set of runs: {name}", row
 
 
 def _ranked(result: Mapping[str, Any], path: Path) -> dict[str, Any]:

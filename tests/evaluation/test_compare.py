@@ -110,3 +110,17 @@ def test_verdicts_and_labels():
     assert verdict(entry) == "better" and verdict(entry | {"higher_is_better": False}) == "worse"
     assert verdict(entry | {"is_clear": False}) == "within noise"
     assert label_of("runs/sql/model@quantize=int8") == "sql@int8"
+
+
+def test_the_leaderboard_has_the_scores_of_runs(tmp_path):
+    for name, share in (("good", 0.9), ("bad", 0.1)):
+        stage = tmp_path / name / "stages" / "01-finetune"
+        stage.mkdir(parents=True)
+        (tmp_path / name / "run.json").write_text("{}")
+        result = {"kind": "finetune", "scores": {"new": {"accuracy": share, "count": 50}},
+                  "baselines": {"new": {"name": "guess", "accuracy": 0.5}}}  # fmt: skip
+        (stage / "result.json").write_text(json.dumps(result))
+    (board,) = leaderboard(tmp_path)["suites"]
+    assert [row["value"] for row in board["rows"]] == [0.9, 0.1]
+    assert [row["below"] for row in board["rows"]] == [[], ["guess"]]
+    assert board["rows"][0]["interval"][0] < 0.9 < board["rows"][0]["interval"][1]
