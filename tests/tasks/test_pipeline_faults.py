@@ -117,6 +117,9 @@ def test_a_model_whose_pad_is_its_end_pools_the_right_token(tmp_path: Path) -> N
         (_, beside) = classify([" ".join(TEXTS), text])
         for one, other in zip(alone, beside, strict=True):
             assert one["label"] == other["label"] and one["score"] == pytest.approx(other["score"], abs=1e-5)
+    for task in ("text-classification", "feature-extraction"):
+        with pytest.raises(InputError, match="a text is empty"):
+            quatrain.pipeline(task, folder)(["a", ""])
 
 
 @pytest.fixture(scope="module")

@@ -257,9 +257,7 @@ class Pipeline(ABC):
         They are read by length, a batch at once. Raises InputError for a text without a token.
         """
         result: list[Tensor] = [torch.empty(0)] * len(rows)
-        if any(not len(row) for row in rows):
-            number = next(number for number, row in enumerate(rows, 1) if not len(row))
-            raise InputError(f"text {number} of the batch: empty; this tokenizer gives no token for it")
+        check_tokens(rows)
         order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
         for start in range(0, len(rows), self._rows_at_once):
             places = order[start : start + self._rows_at_once]
@@ -277,6 +275,15 @@ class Pipeline(ABC):
                 f"{sum(cut):,} tokens were not read",
                 stacklevel=3,
             )
+
+
+def check_tokens(rows: Sequence[EncodedText]) -> None:
+    """Raises InputError for a text without a token: one that is empty, where the tokenizer adds no special tokens."""
+    if empty := [number for number, row in enumerate(rows, 1) if not len(row)]:
+        raise InputError(
+            f"a text is empty (number {empty[0]} of its batch), and this model's tokenizer gives no token for it; "
+            "leave it out"
+        )
 
 
 def _checked_size(size: Any) -> int:

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from quatrain.core.errors import InputError
 from quatrain.core.settings import Settings
-from quatrain.tasks.pipelines.base import Pipeline, Prediction
+from quatrain.tasks.pipelines.base import Pipeline, Prediction, check_tokens
 from quatrain.training.objectives.base import inputs_of
 
 
@@ -36,8 +35,7 @@ class FeatureExtraction(Pipeline):
 
     def predict_batch(self, inputs: Sequence[Mapping[str, Any]], options: FeatureOptions) -> list[Prediction]:
         rows = [self.reader.read(each["text"]) for each in inputs]
-        if empty := [number for number, row in enumerate(rows, 1) if not row.ids]:
-            raise InputError(f"text {empty[0]} of the batch: empty; this tokenizer gives no token for it")
+        check_tokens(rows)
         batch = self.reader.batch(rows, None).to(self.model.device)
         given = inputs_of(self.model, batch)
         if self.config.architecture == "encoder-decoder":
