@@ -169,8 +169,9 @@ def test_every_recipe_is_run_somewhere() -> None:
 
 
 def run(name: str, overrides: list[str], folder: Path) -> Run:
-    kinds = {stage.kind for stage in load(name).stage}
-    chosen = [each for each in overrides if not each.startswith("stage.") or each.split(".")[1] in kinds]
+    stages = load(name).stage
+    named = {*(stage.kind for stage in stages), *map(str, range(len(stages)))}
+    chosen = [each for each in overrides if not each.startswith("stage.") or each.split(".")[1] in named]
     torch.set_num_threads(1)
     return quatrain.run(load(name, chosen), runs_dir=folder, reporter=SilentReporter())
 
