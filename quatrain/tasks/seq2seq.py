@@ -43,7 +43,7 @@ class TextToText(RecordTask):
         return str(example.value["target"])
 
     def references(self, example: Row) -> list[str]:
-        return [self.reference(example), *example.value.get("references", [])]
+        return list(dict.fromkeys([self.reference(example), *example.value.get("references", [])]))
 
     def baseline(self, examples: Sequence[Row]) -> list[str]:
         """Lead-3 of summarization (Nallapati et al. 2017, arXiv 1611.04230). A short source is copied whole."""

@@ -133,3 +133,13 @@ def test_the_baseline_is_scored_by_the_metrics_of_the_task():
 
     objective = MultipleChoice.__new__(MultipleChoice)
     assert scores(objective, [1, 1], [1, 0]) == {"accuracy": 0.5}
+
+
+def test_each_reference_counts_once() -> None:
+    from quatrain.data.records import Row
+    from quatrain.tasks.seq2seq import TextToText
+
+    task = TextToText(None)
+    row = Row("x:1", {"source": "a", "target": "one", "references": ["one", "two", "three"]})
+    assert task.references(row) == ["one", "two", "three"]
+    assert task.references(Row("x:2", {"source": "a", "target": "one"})) == ["one"]
