@@ -1,4 +1,6 @@
-"""The recipes of sentiment by reinforcement learning, with a tiny policy and a tiny classifier of random weights."""
+"""The recipes of sentiment by reinforcement learning, with a tiny policy and a tiny classifier of random weights, and
+that of SQL by execution.
+"""
 
 from __future__ import annotations
 
@@ -60,3 +62,22 @@ def test_sentiment_control_rewards_what_is_asked(folders: dict[str, Path], tmp_p
     assert all(score <= 0 for score in compared["before"]["rewards"][1::3])
     report = done.report.read_text(encoding="utf-8")
     assert all(f"asked for: {control}" in report for control in ("0", "neutral", "1"))
+
+
+@pytest.mark.slow
+def test_statements_are_executed_for_their_reward(tmp_path: Path) -> None:
+    small = [
+        *("data.examples=120", "evaluate.examples=2", "tokenizer.vocab_size=512", "model.hidden_size=32"),
+        *("model.num_hidden_layers=1", "model.num_attention_heads=2", "model.intermediate_size=64"),
+        *("stage.pretrain.train.batch_tokens=1024", "stage.finetune.train.batch_tokens=1024"),
+        *(
+            f"stage.{kind}.train.{key}"
+            for kind in ("pretrain", "finetune", "grpo")
+            for key in ("steps=2", "warmup_steps=1")
+        ),
+        *("stage.grpo.prompts=4", "stage.grpo.samples=2", "stage.grpo.max_new_tokens=6", "stage.grpo.held_out=2"),
+        *("stage.grpo.rollout_batch=8", "stage.grpo.train.evaluate_every=0", "stage.finetune.evaluate=false"),
+    ]
+    done = quatrain.run(load("grpo-sql", small), runs_dir=tmp_path, reporter=SilentReporter())
+    rollouts = (done.folder / "stages" / "04-grpo" / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(rollouts) >= 2 and done.results[-1]["scores"]

@@ -159,7 +159,7 @@ ASKED = {"instruct": 3, "rlhf": 3}
 QUICK = ["gpt-pretrain", "bert-pretrain", "t5-pretrain", "sentiment", "ner"]
 """The recipes of the quick set of tests: the others tokenize more data first."""
 ELSEWHERE = {"quickstart", "sherlock", "shakespeare-char", "arithmetic-grpo", "sentiment-ppo", "sentiment-control",
-             "ladder", "activity", "word2vec", "dialogue-prompting", "soft-hard"}  # fmt: skip
+             "grpo-sql", "ladder", "activity", "word2vec", "dialogue-prompting", "soft-hard"}  # fmt: skip
 """Recipes that the tests of the README, the quickstart, word vectors, alignment, prompting, and of the stages
 grpo, ladder and series run."""
 
