@@ -172,7 +172,7 @@ def _make_models(folder: Path, texts: list[str]) -> tuple[dict[str, str], dict[s
     from quatrain.compression.methods import quantize
     from quatrain.models.families.fresh import fresh_config
     from quatrain.models.io import model_folder
-    from quatrain.models.transformer.settings import DECODERS, ENCODERS, FamilyName
+    from quatrain.models.transformer.settings import DECODERS, ENCODER_DECODERS, ENCODERS
     from quatrain.models.transformer.stack import Model
     from quatrain.tokenizers.tokenizer import Tokenizer
 
@@ -202,7 +202,7 @@ def _make_models(folder: Path, texts: list[str]) -> tuple[dict[str, str], dict[s
 
     heads: dict[str, str] = {}
     adapters: dict[str, str] = {}
-    for family in _names(FamilyName):
+    for family in (*DECODERS, *ENCODERS, *ENCODER_DECODERS):
         save(family, *fresh(family, None))
     for name, (family, head) in HEADED.items():
         more: dict[str, Any] = {"labels": LABELS} if head.endswith("classification") else {}
@@ -223,10 +223,3 @@ def _make_models(folder: Path, texts: list[str]) -> tuple[dict[str, str], dict[s
         save_adapter(model, folder / name, base_model=str(folder / base))
         adapters[name] = model.config.head
     return heads, adapters
-
-
-def _names(kind: Any) -> list[str]:
-    """The texts of a Literal, of several within each other too."""
-    from typing import get_args
-
-    return [name for part in get_args(kind) for name in ([part] if isinstance(part, str) else _names(part))]

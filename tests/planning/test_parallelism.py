@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from quatrain.core.errors import InputError
 from quatrain.models.families.fresh import fresh_config
 from quatrain.models.io.model_folder import config_of
+from quatrain.models.transformer.settings import DECODERS, ENCODER_DECODERS, ENCODERS
 from quatrain.planning.facts import load_facts
 from quatrain.planning.parallelism import (
     Layout,
@@ -18,7 +19,6 @@ from quatrain.planning.parallelism import (
     state_memory,
 )
 from quatrain.planning.verify import LIMIT, compare, twin
-from quatrain.runs.settings import families_with_head
 
 GB = 1e9
 
@@ -60,7 +60,7 @@ SIZES = {
     "vocab_size": 30_000, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
     "num_attention_heads": 12, "max_position_embeddings": 1024,
 }  # fmt: skip
-FAMILIES = sorted({*families_with_head("causal"), *families_with_head("masked"), *families_with_head("seq2seq")})
+FAMILIES = sorted({*DECODERS, *ENCODERS, *ENCODER_DECODERS})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
