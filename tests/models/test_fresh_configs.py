@@ -54,7 +54,8 @@ def test_the_lists_of_settings_are_those_of_the_families():
 @pytest.mark.parametrize("head", sorted(set(HEAD_OF_OBJECTIVE.values())))
 def test_the_table_of_heads_agrees_with_the_families(head):
     every = (*settings.DECODERS, *settings.ENCODERS, *settings.ENCODER_DECODERS)
-    assert set(settings.families_with_head(head)) == {name for name in every if head in get_family(name).heads}
+    found = set(settings.families_with_head(head)) - set(settings.CLASSIC)  # which have a test of their own
+    assert found == {name for name in every if head in get_family(name).heads}
 
 
 def test_what_a_family_cannot_have_is_told_at_once():

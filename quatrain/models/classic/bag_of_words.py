@@ -33,7 +33,7 @@ class BagOfWordsConfig(ClassicConfig):
 
     model_type: Literal["bag-of-words"] = "bag-of-words"
     head: Literal["sequence_classification"] = "sequence_classification"
-    problem_type: str | None = "single_label"
+    problem_type: str = "single_label"
     ngrams: int = Field(default=1, ge=1, le=8)
     weighting: Weighting = "counts"
     classifier: Classifier = "naive_bayes"

@@ -262,7 +262,7 @@ def prompt_problems(path: Path) -> list[str]:
     prompts, name = settings.get("prompts") or {}, settings.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(each, str) for each in prompts.values()):
         return [f"{path.name}: prompts = {format_value(prompts)}; must be an object of texts"]
-    if name is not None and name not in prompts:
+    if name is not None and (not isinstance(name, str) or name not in prompts):
         known = ", ".join(prompts) or "none"
         return [f"{path.name}: default_prompt_name = {format_value(name)}; must be one of its prompts: {known}"]
     return []
