@@ -209,7 +209,7 @@ def test_on_a_cpu_paged_changes_nothing_and_says_so():
         model, Causal(), windows(), settings(steps=2, paged_optimizer=True), steps=2, hooks=Hooks(warn=said.append)
     )
     trainer.train()
-    assert type(trainer.optimizers[0]) is torch.optim.AdamW
+    assert isinstance(trainer.optimizers[0], torch.optim.AdamW)
     assert [text for text in said if "train.paged_optimizer" in text and "changes nothing" in text]
 
 

@@ -161,6 +161,11 @@ def _with_own_numbers(linked: Linked, sql: str) -> str:
         number = match[3]
         if match[1] or number in numbers or number in ("0", "1", "100.0") or match[2] == "OFFSET " or not free:
             return match[0]
+        before, after = sql[: match.start()].rstrip()[-1:], sql[match.end() :].lstrip()[:1]
+        is_factor = before in ("*", "/") or after in ("*", "/")  # of a share: 1.0 * a / b, 100 * a / b
+        is_precision = before == "," and after == ")" and len(number) == 1 and "ROUND(" in sql
+        if is_factor or is_precision:
+            return match[0]
         best = min(free, key=lambda other: (_distance(other, number, 9), free.index(other)))
         free.remove(best)
         return f"{match[2] or ''}{best}"

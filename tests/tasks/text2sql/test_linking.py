@@ -122,6 +122,14 @@ def test_a_statement_takes_numbers_days_and_values_from_its_question(
     assert snapped(linker.link(question), start + wrong) == start + (right or wrong)
 
 
+def test_factors_and_precisions_are_not_numbers_of_the_question(linker: Linker) -> None:
+    for sql in (
+        "SELECT 1.0 * SUM(status = 'returned') / COUNT(*) FROM orders WHERE order_date LIKE '2024%'",
+        "SELECT ROUND(10 * AVG(quantity) / 3, 2) FROM order_lines",
+    ):
+        assert snapped(linker.link("what part of the orders of 2024 got returned"), sql) == sql
+
+
 def test_one_typing_error_is_repaired(linker: Linker) -> None:
     for wrong, right in (("prodcts", "products"), ("cusotmers", "customers"), ("ordres", "orders")):
         linked = linker.link(f"show the {wrong} please")
