@@ -145,12 +145,13 @@ def test_kinds_confidence_and_no_samples_of_the_scored_half(task):
         sure = [0.9 if place < 20 else 0.1 for place in range(len(examples))]
         evaluation = judge(task, name, examples, answers, sure)
         # `snapped` changes two right statements of the scored half, both with a negation.
-        right = round(evaluation.main * len(examples))
-        assert len(examples) // 2 - (2 if name == PEOPLE else 0) <= right <= len(examples) // 2
+        count = len(examples)  # outside of the assertion, whose message would show the questions
+        right = round(evaluation.main * count)
+        assert count // 2 - (2 if name == PEOPLE else 0) <= right <= count // 2
         assert sum(each["right"] for each in evaluation.kinds.values()) == right
-        assert sum(each["count"] for each in evaluation.kinds.values()) == len(examples)
-        assert evaluation.scores["confident_share"] == 20 / len(examples)
-        assert evaluation.scores["confident_accuracy"] == 0.5
+        assert sum(each["count"] for each in evaluation.kinds.values()) == count
+        assert evaluation.scores["confident_share"] == 20 / count
+        assert evaluation.scores["confident_accuracy"] == pytest.approx(0.5, abs=0.1)
         assert len(evaluation.samples) == shown
     refused = judge(task, REFUSE, task.held_out[REFUSE], [""] * len(task.held_out[REFUSE]))
     assert list(refused.scores) == ["refusal_accuracy", "count"] and refused.main == 1
