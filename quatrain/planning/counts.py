@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -27,6 +28,9 @@ WEIGHT_BITS = {name: 8 * size for name, size in BYTES.items()} | {"int4": 4}
 
 STATE_BLOCK, STATE_LEAST = 256, 4096
 """8-bit AdamW: values that share a scale; elements from which on a tensor has 8-bit states."""
+
+
+Count = TypeVar("Count", int, np.ndarray)
 
 
 def state_bytes(elements: int, optimizer: str = "adamw") -> int:
@@ -47,10 +51,13 @@ def built(config: ModelConfig) -> Model:
         return Model(config)
 
 
-def _counted(config: ModelConfig, count: Callable[[Model], int]) -> int:
-    """Counts a model of one and of two layers, and extrapolates: every further layer is like the second."""
+def _counted(config: ModelConfig, count: Callable[[Model], Count]) -> Count:
+    """Counts a model of one and of two layers, and extrapolates: every further layer is like the second.
 
-    def of(layers: int, encoder_layers: int) -> int:
+    A count is a number, or an array of several.
+    """
+
+    def of(layers: int, encoder_layers: int) -> Count:
         kinds = config.layer_types[:layers]
         few = replace(config, num_hidden_layers=layers, layer_types=kinds, num_encoder_layers=encoder_layers)
         return count(built(few))
@@ -59,9 +66,9 @@ def _counted(config: ModelConfig, count: Callable[[Model], int]) -> int:
     least = min(encoder_layers, 1)
     total = start = of(1, least)
     if layers > 1:
-        total += (layers - 1) * (of(2, least) - start)
+        total = total + (layers - 1) * (of(2, least) - start)
     if encoder_layers > 1:
-        total += (encoder_layers - 1) * (of(1, 2) - start)
+        total = total + (encoder_layers - 1) * (of(1, 2) - start)
     return total
 
 
@@ -90,15 +97,13 @@ PARTS = {
 
 def parameters_by_part(config: ModelConfig) -> dict[str, int]:
     """Elements of the weights by part: embeddings, attention, feed-forward, norms, head. Their sum is `parameters`."""
-
-    def counted(part: str) -> int:
-        return _counted(config, lambda model: _elements(model)[part])
-
-    parts = {part: counted(part) for part in (*PARTS, "head")}
-    return {part: count for part, count in parts.items() if count}
+    names = (*PARTS, "head")
+    found = _counted(config, lambda model: np.array([_elements(model)[part] for part in names], dtype=object))
+    return {part: int(count) for part, count in zip(names, found, strict=True) if count}
 
 
 def _elements(model: Model) -> Counter[str]:
+    """Elements of the weights by part."""
     found: Counter[str] = Counter()
     for name, weight in model.named_parameters():
         *modules, _ = name.split(".")

@@ -18,12 +18,12 @@ from quatrain.models.transformer.config import ModelConfig
 from quatrain.planning import counts, scaling
 from quatrain.planning.bill import Cluster, Offer, bill, cheapest_clusters, pf_days, training_flops
 from quatrain.planning.parallelism import (
-    DeviceMemory,
     Layout,
     Step,
     device_memory,
     largest_micro_batch,
     largest_model,
+    placed,
     state_memory,
 )
 
@@ -199,10 +199,7 @@ def _memory_section(size: ModelSize, step: Step, request: TrainingRequest) -> Se
     if size.config is not None:
         memory = device_memory(size.config, step, layout)
     else:
-        weights, gradients, optimizer = state_memory(size.parameters, step, layout)
-        memory = DeviceMemory(
-            weights, gradients, 0.0 if step.offload else optimizer, 0.0, 0.0, optimizer if step.offload else 0.0
-        )
+        memory = placed(step, *state_memory(size.parameters, step, layout))
     section = Section(
         f"training memory of one {device.name} of {layout.devices:,}", figures=memory.as_dict(), key="device_memory"
     )

@@ -13,7 +13,7 @@ what a small model holds.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from quatrain.core.errors import InputError
@@ -166,6 +166,14 @@ def state_memory(parameters: float, step: Step, layout: Layout) -> tuple[float, 
     return weights, gradients, step.state_bytes * own / layout.shards
 
 
+def placed(
+    step: Step, weights: float, gradients: float, optimizer: float, activations: float = 0.0, logits: float = 0.0
+) -> DeviceMemory:
+    """These bytes on the device; the optimizer states on the host if the step offloads them."""
+    there, host = (0.0, optimizer) if step.offload else (optimizer, 0.0)
+    return DeviceMemory(weights, gradients, there, activations, logits, host)
+
+
 def layer_activation_bytes(config: ModelConfig, step: Step, tensor: int = 1, sequence_parallel: bool = True) -> float:
     """Bytes that one decoder layer keeps for the backward pass of one micro-batch.
 
@@ -219,32 +227,26 @@ def device_memory(config: ModelConfig, step: Step, layout: Layout = Layout()) ->
             2 * step.element * (parts.get("attention", 0) + parts.get("feed-forward", 0)) / layers / layout.tensor
         )
     if step.checkpointing == "full":  # one layer is computed again in full
-        whole = Step(**{**asdict(step), "checkpointing": "none"})
+        whole = replace(step, checkpointing="none")
         activations += layer_activation_bytes(config, whole, layout.tensor, layout.sequence_parallel)
     tokens = step.micro_batch * step.context
     logits = 0.0 if step.chunked_loss else tokens * config.vocab_size * (step.element + 4) / layout.tensor
-    return DeviceMemory(
-        weights, gradients, 0.0 if step.offload else optimizer, activations, logits, optimizer if step.offload else 0.0
-    )
+    return placed(step, weights, gradients, optimizer, activations, logits)
+
+
+LARGEST_MICRO_BATCH = 2**24
+"""The largest micro-batch that is looked for."""
 
 
 def largest_micro_batch(config: ModelConfig, step: Step, layout: Layout, memory: float) -> int:
-    """The largest micro-batch that fits into `memory` bytes of a device; 0 if not even one text does."""
+    """The largest micro-batch that fits into `memory` bytes of a device; 0 if not even one text does.
 
-    def fits(size: int) -> bool:
-        return device_memory(config, Step(**{**asdict(step), "micro_batch": size}), layout).total <= memory
-
-    if not fits(1):
+    Memory grows by the same bytes with each further text.
+    """
+    one, two = (device_memory(config, replace(step, micro_batch=size), layout).total for size in (1, 2))
+    if one > memory:
         return 0
-    low, high = 1, 2
-    while fits(high):
-        low, high = high, 2 * high
-        if high > 2**24:
-            return low
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return min(1 + int((memory - one) // (two - one)), LARGEST_MICRO_BATCH)
 
 
 def largest_model(memory: float, step: Step, layout: Layout = Layout(), *, share: float = 0.8) -> float:
@@ -252,5 +254,4 @@ def largest_model(memory: float, step: Step, layout: Layout = Layout(), *, share
 
     The rest is left for activations. The three parts are linear in the number of parameters.
     """
-    weights, gradients, optimizer = state_memory(1.0, step, layout)
-    return share * memory / (weights + gradients + (0.0 if step.offload else optimizer))
+    return share * memory / placed(step, *state_memory(1.0, step, layout)).total
