@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from quatrain.core.errors import InputError
 from quatrain.models.classic import find
-from quatrain.models.classic.base import ClassicConfig, ClassicModel
+from quatrain.models.classic.base import ClassicConfig, ClassicModel, check_tensors, misfit
 from quatrain.models.transformer import heads
 
 HEAD_PARTS = ("score.", "crf.", "lm_head.", "mix.", "tagger.")
@@ -174,18 +174,12 @@ class Network(ClassicModel):
         own, given = network.state_dict(), dict(tensors)
         problems = []
         for name in sorted(set(own) | set(given)):
-            in_head = name.startswith(HEAD_PARTS)
-            fits = name in own and name in given and own[name].shape == given[name].shape
-            if fits or in_head:
-                if not fits:
-                    given.pop(name, None)
-            elif name not in given or name not in own:
-                problems.append(f"{name}: {'missing' if name in own else 'unexpected'}")
-            else:
-                shape = tuple(own[name].shape)
-                problems.append(f"{name}: shape {tuple(given[name].shape)}; config.json asks for {shape}")
-        if problems:
-            raise InputError(f"The tensors of this {config.model_type} model do not fit its config.json:", problems)
+            problem = misfit(name, own, given)
+            if problem and name.startswith(HEAD_PARTS):
+                given.pop(name, None)
+            elif problem:
+                problems.append(problem)
+        check_tensors(config, problems)
         network.newly_initialized = sorted(set(own) - set(given))
         network.load_state_dict({**own, **given})
         return network

@@ -95,6 +95,21 @@ class ClassicConfig(Settings):
         return self.model_copy(update=changes)
 
 
+def misfit(name: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
+    """Why a tensor of a folder (`given`) does not fit the model's `own`; None if it does."""
+    if name not in given or name not in own:
+        return f"{name}: {'missing' if name in own else 'unexpected'}"
+    if given[name].shape != own[name].shape:
+        return f"{name}: shape {tuple(given[name].shape)}; config.json asks for {tuple(own[name].shape)}"
+    return None
+
+
+def check_tensors(config: ClassicConfig, problems: Sequence[str]) -> None:
+    """Raises InputError if tensors do not fit the model."""
+    if problems:
+        raise InputError(f"The tensors of this {config.model_type} model do not fit its config.json:", problems)
+
+
 class ClassicModel(nn.Module):
     """A classic model: an `nn.Module` with a typed `config`, saved as `config.json` and `model.safetensors`.
 
@@ -132,15 +147,11 @@ class ClassicModel(nn.Module):
         """The model of a configuration with these tensors. Raises InputError if names or shapes do not fit."""
         model = cls(config)
         own = model.state_dict()
-        problems = [f"{name}: missing" for name in own if name not in tensors]
-        problems += [f"{name}: unexpected" for name in tensors if name not in own]
-        problems += [
-            f"{name}: shape {tuple(tensors[name].shape)}; config.json asks for {tuple(own[name].shape)}"
-            for name in own
-            if name in tensors and tensors[name].shape != own[name].shape
-        ]
-        if problems:
-            raise InputError(f"The tensors of this {config.model_type} model do not fit its config.json:", problems)
+        missing = [name for name in own if name not in tensors]
+        unexpected = [name for name in tensors if name not in own]
+        present = [name for name in own if name in tensors]
+        names = (*missing, *unexpected, *present)
+        check_tensors(config, [problem for name in names if (problem := misfit(name, own, tensors))])
         model.load_state_dict(dict(tensors))
         return model
 
