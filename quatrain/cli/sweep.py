@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
+    from quatrain.planning.scaling import Fit
     from quatrain.runs.sweep import Prediction, Sweep
 
 
@@ -59,20 +60,20 @@ def sweep(
     axes = tuple(Axis.parse(text) for text in over)
     plan = SweepPlan(name, recipe, overrides, axes, runs_dir / name, minutes, processes)
     result = run_sweep(plan, reporter)
-    prediction = predict_and_run(plan, result, predict, reporter) if predict else None
-    page = write_page(plan, result, prediction, best)
+    law = result.law()
+    prediction = predict_and_run(plan, law, predict, reporter) if predict else None
+    page = write_page(plan, result, law, prediction, best)
     if json_lines:
-        show_json(_figures(result, prediction, best) | {"page": str(page)})
+        show_json(_figures(result, law, prediction, best) | {"page": str(page)})
     else:
-        _show(result, prediction, best)
+        _show(result, law, prediction, best)
         show(f"\nwrote {page}")
     return 1 if result.failed else 0
 
 
-def _figures(sweep: Sweep, prediction: Prediction | None, best: str | None) -> dict[str, Any]:
+def _figures(sweep: Sweep, law: Fit | None, prediction: Prediction | None, best: str | None) -> dict[str, Any]:
     from dataclasses import asdict
 
-    law = sweep.law()
     figures = sweep.as_dict() | {"iso_flops": [asdict(each) for each in sweep.iso_flops()]}
     figures["law"] = None if law is None else law.law.as_dict() | {"errors": law.errors, "objective": law.objective}
     if best is not None:
@@ -84,7 +85,7 @@ def _figures(sweep: Sweep, prediction: Prediction | None, best: str | None) -> d
     return figures
 
 
-def _show(sweep: Sweep, prediction: Prediction | None, best: str | None) -> None:
+def _show(sweep: Sweep, law: Fit | None, prediction: Prediction | None, best: str | None) -> None:
     from quatrain.cli.output import show, show_table
 
     keys = [axis.key for axis in sweep.axes]
@@ -96,7 +97,6 @@ def _show(sweep: Sweep, prediction: Prediction | None, best: str | None) -> None
     show_table([*(key.rpartition(".")[2] for key in keys), "parameters", "tokens", "loss", "seconds"], rows)
     for settings in sweep.left_out:
         show("left out, no time: " + ", ".join(f"{key}={value}" for key, value in settings.items()))
-    law = sweep.law()
     if law is not None:
         terms = law.law
         show(f"\nloss = {terms.E:.3f} + {terms.A:.4g} / N^{terms.alpha:.3f} + {terms.B:.4g} / D^{terms.beta:.3f}")

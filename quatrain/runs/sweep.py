@@ -347,13 +347,12 @@ class Prediction:
         return (self.predicted - self.point.loss) / self.point.loss
 
 
-def predict_and_run(plan: SweepPlan, sweep: Sweep, changes: Sequence[str], reporter: Reporter) -> Prediction:
-    """Predicts the loss of a run with further settings, `key=value`, then runs it.
+def predict_and_run(plan: SweepPlan, law: Fit | None, changes: Sequence[str], reporter: Reporter) -> Prediction:
+    """Predicts the loss of a run with further settings, `key=value`, by the law of a sweep, then runs it.
 
     Settings of the axes that are not named have their last values. Raises InputError without a law, for a change that
     is no setting, and QuatrainError if the run fails.
     """
-    law = sweep.law(bootstrap=0)
     if law is None:
         raise InputError(f"--predict: no law; it needs at least {LEAST_POINTS} points of two sizes and two lengths")
     wrong = [change for change in changes if "=" not in change]

@@ -11,20 +11,24 @@ import numpy as np
 
 from quatrain.core.atomic import disk_errors, write_text
 from quatrain.evaluation.charts import Series, escaped, line_chart
+from quatrain.planning.scaling import Fit
 from quatrain.runs.sweep import Point, Prediction, Sweep, SweepPlan
 
 MARKS = ("smooth", "validation", "raw", "single")
 
 
-def write_page(plan: SweepPlan, sweep: Sweep, prediction: Prediction | None, best: str | None) -> Path:
-    """Writes `sweep.html` into the folder of the sweep; `best` names a setting whose curve is drawn."""
-    charts = [_by_compute(sweep, prediction)]
+def write_page(plan: SweepPlan, sweep: Sweep, law: Fit | None, prediction: Prediction | None, best: str | None) -> Path:
+    """Writes `sweep.html` into the folder of the sweep; with the fitted `law`; `best` names a setting
+    whose curve is drawn.
+    """
+    charts = [_by_compute(sweep, law, prediction)]
     if best is not None and sweep.points:
         charts.append(_by_setting(sweep, best))
     style = files("quatrain.evaluation.report").joinpath("style.css").read_text(encoding="utf-8")
     policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     head = "".join(f"<th>{escaped(name)}</th>" for name in (*_keys(sweep), "parameters", "tokens", "loss", "seconds"))
     rows = "".join(f"<tr>{_cells(sweep, point)}</tr>" for point in sorted(sweep.points, key=lambda point: point.loss))
+    lead = escaped(_lead(sweep, law, prediction))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     html = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -32,7 +36,7 @@ def write_page(plan: SweepPlan, sweep: Sweep, prediction: Prediction | None, bes
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"><meta name="color-scheme" content="light dark">'
         f"<title>{escaped(plan.name)}</title><style>{style}</style></head><body><header>"
         f'<p class="brand">Quatrain <span>sweep</span></p><h1><bdi>{escaped(plan.name)}</bdi></h1>'
-        f'<p class="lead">{escaped(_lead(sweep, prediction))}</p></header><main><section>{"".join(charts)}</section>'
+        f'<p class="lead">{lead}</p></header><main><section>{"".join(charts)}</section>'
         f'<section><div class="scroll">{table}</div></section></main></body></html>'
     )
     page = plan.folder / "sweep.html"
@@ -50,8 +54,7 @@ def _cells(sweep: Sweep, point: Point) -> str:
     return "".join(f"<td>{escaped(value)}</td>" for value in (*values, f"{point.loss:.4f}", f"{point.seconds:,.0f}"))
 
 
-def _lead(sweep: Sweep, prediction: Prediction | None) -> str:
-    law = sweep.law(bootstrap=0)
+def _lead(sweep: Sweep, law: Fit | None, prediction: Prediction | None) -> str:
     text = f"{len(sweep.points)} runs"
     if law is not None:
         terms = law.law
@@ -61,7 +64,7 @@ def _lead(sweep: Sweep, prediction: Prediction | None) -> str:
     return text + "."
 
 
-def _by_compute(sweep: Sweep, prediction: Prediction | None) -> str:
+def _by_compute(sweep: Sweep, law: Fit | None, prediction: Prediction | None) -> str:
     """The losses of each size by FLOPs, with the law at its optimum."""
     by_size: dict[float, list[Point]] = {}
     for point in sorted(sweep.points, key=lambda point: point.flops):
@@ -70,7 +73,6 @@ def _by_compute(sweep: Sweep, prediction: Prediction | None) -> str:
         _line(f"{size:,.0f} parameters", points, lambda point: point.flops, MARKS[number % len(MARKS)])
         for number, (size, points) in enumerate(sorted(by_size.items()))
     ]
-    law = sweep.law(bootstrap=0)
     ends = [*sweep.points, *([] if prediction is None else [prediction.point])]
     if law is not None:
         budgets = np.geomspace(min(point.flops for point in ends), max(point.flops for point in ends), 40)

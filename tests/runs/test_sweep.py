@@ -79,10 +79,10 @@ def test_a_sweep_runs_resumes_and_predicts(recipe: str, tmp_path: Path, monkeypa
     assert json.loads((plan.folder / "sweep.json").read_text())["points"][0]["loss"] == result.points[0].loss
     again = run_sweep(plan, SilentReporter())
     assert len(ran) == 6 and {point.loss for point in again.points} == {point.loss for point in result.points}
-    prediction = predict_and_run(plan, again, ["model.hidden_size=24"], SilentReporter())
+    prediction = predict_and_run(plan, again.law(bootstrap=0), ["model.hidden_size=24"], SilentReporter())
     assert len(ran) == 7 and prediction.point.parameters > max(point.parameters for point in again.points)
     assert abs(prediction.error) < 0.5
-    html = write_page(plan, again, prediction, None).read_text(encoding="utf-8")
+    html = write_page(plan, again, again.law(bootstrap=0), prediction, None).read_text(encoding="utf-8")
     assert "the larger run" in html and html.count("<tr>") == 7
 
 
@@ -180,7 +180,8 @@ def test_the_page_escapes_and_draws(tmp_path: Path) -> None:
     law = ParametricLaw(1.5, 60.0, 300.0, 0.3, 0.35)
     sweep = made(law, [1e5, 3e5, 1e6], [1e6, 4e6])
     plan = SweepPlan("<b>x", "r", (), sweep.axes, tmp_path)
-    page = write_page(plan, sweep, Prediction(sweep.points[-1], 2.0), STEPS).read_text(encoding="utf-8")
+    path = write_page(plan, sweep, sweep.law(bootstrap=0), Prediction(sweep.points[-1], 2.0), STEPS)
+    page = path.read_text(encoding="utf-8")
     assert "<b>x" not in page and page.count("Loss by") >= 2 and "the law at its optimum" in page
 
 
