@@ -136,7 +136,7 @@ def _rows(
     objective: Objective, examples: Sequence[Any] | None, stream: BatchStream | None, has_target: bool
 ) -> Iterator[tuple[int, list[PreviewRow]]]:
     if examples is not None:
-        for number in range(0, len(examples), max(1, len(examples) // MOST_EXAMPLES)):
+        for number in _sampled(examples):
             yield number, rows_of(objective, examples[number], has_target=has_target)
     elif stream is not None:
         for micro in range(2):
@@ -147,11 +147,15 @@ def _rows(
                 yield number // size, rows[number : number + size]
 
 
+def _sampled(examples: Sequence[Any]) -> range:
+    """The numbers of about `MOST_EXAMPLES` examples, spread over all of them."""
+    return range(0, len(examples), max(1, len(examples) // MOST_EXAMPLES))
+
+
 def _labels(objective: Objective, examples: Sequence[Any]) -> dict[str, int]:
     """How often each label occurs, in a sample from all of the examples: files are often sorted by their label."""
     names = getattr(objective, "labels", None)
-    step = max(1, len(examples) // MOST_EXAMPLES)
-    values = [getattr(examples[number], "label", None) for number in range(0, len(examples), step)]
+    values = [getattr(examples[number], "label", None) for number in _sampled(examples)]
     if not names or any(not isinstance(value, int) for value in values):
         return {}
     return {names[value]: count for value, count in Counter(values).most_common()}
