@@ -23,6 +23,7 @@ from quatrain.cli.predict import predict
 from quatrain.cli.prompt import compare as compare_prompts
 from quatrain.cli.prompt import preview as preview_prompt
 from quatrain.cli.prompt import search as search_prompt
+from quatrain.cli.prune import prune
 from quatrain.cli.recipes import recipes
 from quatrain.cli.run import run
 from quatrain.cli.serve import serve
@@ -69,6 +70,7 @@ def build_app() -> App:
         compare,
         label,
         merge,
+        prune,
         doctor,
     ):
         app.command(verb)

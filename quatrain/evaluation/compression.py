@@ -1,0 +1,148 @@
+"""What compression costs and gains: bytes, perplexity and speed of models on the same text, side by side.
+
+The speeds are measured in turns on this machine, so that other work slows all models alike. The verdict begins with a
+loss of speed, or with a size that is no smaller.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quatrain.compression.layer import QuantizedLinear
+from quatrain.compression.methods import weight_bytes
+from quatrain.compression.pruning.unstructured import sparsity_of
+from quatrain.core.errors import InputError
+from quatrain.core.wording import format_bytes
+from quatrain.data.documents import read_chunks
+from quatrain.evaluation.perplexity import text_loss
+from quatrain.generation.engine import Engine, SamplingParams
+from quatrain.models.transformer.stack import Model
+from quatrain.tokenizers.tokenizer import Tokenizer
+
+TURNS = 3
+"""Runs of each model; the fastest counts."""
+NEW_TOKENS = 64
+"""Tokens of a run."""
+SLOWER = 0.97
+"""A result below this share of the speed before counts as slower: smaller differences are noise."""
+COLUMNS = ("model", "weights", "zeros", "bytes", "perplexity", "tokens/s")
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a model takes and does: weights, their share of zeros in linear layers, bytes, and on the same text the
+    perplexity (None without a text) and the generated tokens per second, one text at a time (None: not measured).
+    """
+
+    name: str
+    parameters: int
+    zeros: float
+    bytes: int
+    perplexity: float | None = None
+    tokens_per_second: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, for JSON."""
+        return asdict(self)
+
+    def row(self) -> tuple[str, ...]:
+        """The cells of `COLUMNS`."""
+        perplexity = "" if self.perplexity is None else f"{self.perplexity:,.2f}"
+        speed = "" if self.tokens_per_second is None else f"{self.tokens_per_second:,.0f}"
+        zeros = f"{self.zeros:.0%}" if self.zeros >= 0.005 else ""
+        return self.name, f"{self.parameters:,}", zeros, format_bytes(self.bytes), perplexity, speed
+
+
+def weight_count(model: Model) -> int:
+    """The weights that the model's matrices stand for, whatever bits hold them."""
+    quantized = sum(
+        layer.in_features * layer.out_features for layer in model.modules() if isinstance(layer, QuantizedLinear)
+    )
+    return model.num_parameters() + quantized
+
+
+def footprint(name: str, model: Model, tokens: np.ndarray | None = None, *, context: int | None = None) -> Footprint:
+    """Measures a model without its speed; perplexity over `tokens` (N,) in windows of `context` tokens."""
+    perplexity = None
+    if tokens is not None and len(tokens) > 1:
+        perplexity = text_loss(model, tokens, context=context or model.config.context_length).perplexity
+    return Footprint(name, weight_count(model), sparsity_of(model), weight_bytes(model), perplexity)
+
+
+def speeds(models: Sequence[Model], *, prompt: Sequence[int] = (), turns: int = TURNS) -> list[float]:
+    """Generated tokens per second of each model, one text at a time: the best of several turns. Greedy."""
+    best = [0.0] * len(models)
+    engines = [Engine(model) for model in models]
+    for turn in range(turns + 1):
+        for number, engine in enumerate(engines):
+            room = engine.model.config.context_length if engine.model.config.has_position_limit else 2 * NEW_TOKENS
+            ids = list(prompt)[: max(1, min(16, room // 2))] or [0]
+            params = SamplingParams(max_new_tokens=min(NEW_TOKENS, room - len(ids)), ignore_eos=True)
+            began = time.perf_counter()
+            completion = engine.generate([ids], params)[0]
+            if turn:  # The first one warms up.
+                best[number] = max(best[number], len(completion.ids) / (time.perf_counter() - began))
+    return best
+
+
+def side_by_side(
+    models: Sequence[tuple[str, Model]], tokens: np.ndarray | None, *, context: int | None = None, speed: bool = True
+) -> list[Footprint]:
+    """The footprints of models on the same text, with their speeds where they generate text."""
+    found = [footprint(name, model, tokens, context=context) for name, model in models]
+    if not speed or any(model.config.head != "causal" for _, model in models):
+        return found
+    prompt = [] if tokens is None else tokens[:16].tolist()
+    rates = speeds([model for _, model in models], prompt=prompt)
+    return [Footprint(**{**asdict(each), "tokens_per_second": rate}) for each, rate in zip(found, rates, strict=True)]
+
+
+def verdict(before: Footprint, after: Footprint) -> Iterator[str]:
+    """What the second model gains and loses against the first; a loss of speed or no smaller size comes first."""
+    smaller = f"{format_bytes(before.bytes)} became {format_bytes(after.bytes)}"
+    if before.tokens_per_second and after.tokens_per_second:
+        ratio = after.tokens_per_second / before.tokens_per_second
+        if ratio < SLOWER:
+            yield f"SLOWER: {after.name} generates {ratio:.2f} times the tokens per second of {before.name} here."
+    if after.bytes >= before.bytes:
+        what = f"no smaller: {smaller}"
+        if after.zeros > before.zeros:
+            what += f"; {after.zeros:.0%} of the weights are zeros, and dense files and products do not gain from them"
+        yield f"{after.name} is {what}."
+    else:
+        yield f"{smaller}, {after.bytes / before.bytes:.0%}."
+    if before.perplexity and after.perplexity and math.isfinite(after.perplexity):
+        change = after.perplexity / before.perplexity - 1
+        yield f"The perplexity went from {before.perplexity:,.2f} to {after.perplexity:,.2f} ({change:+.1%})."
+
+
+def text_tokens(source: str, tokenizer: Tokenizer, count: int, *, skip: int = 0) -> np.ndarray:
+    """At most `count` ids of the texts of a source, after the first `skip`. Raises InputError if there are none."""
+    parts: list[np.ndarray] = []
+    found, wanted = 0, skip + count
+    for chunk in read_chunks(source):
+        ids = np.asarray(tokenizer.encode(chunk.text), dtype=np.int64)
+        parts.append(ids)
+        found += len(ids)
+        if found >= wanted:
+            break
+    tokens = np.concatenate(parts)[skip:wanted] if parts else np.zeros(0, dtype=np.int64)
+    if len(tokens) < 2:
+        raise InputError(f"{source}: has {found:,} tokens, too few: more than {skip + 1:,} are needed.")
+    return tokens
+
+
+def calibration_batches(tokens: np.ndarray, *, context: int, rows: int = 8) -> list[dict[str, Tensor]]:
+    """Ids (N,) as batches {"input_ids": (B, T)} of whole windows of `context` tokens, or one shorter window."""
+    length = min(context, len(tokens))
+    whole = len(tokens) // length
+    windows = torch.from_numpy(np.asarray(tokens[: whole * length], dtype=np.int64)).view(whole, length)
+    return [{"input_ids": part} for part in windows.split(rows)]
