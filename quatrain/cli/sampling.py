@@ -88,6 +88,7 @@ class ModelOptions(LoadingOptions):
             adapters=folders or None,
             adapter=self.adapter,
             speculation=self.draft if self.prompt_lookup is None else PromptLookup(self.prompt_lookup),
+            native="compiled",
         )
 
 

@@ -24,6 +24,7 @@ from quatrain.generation.scoring import CompletionScore, score_completions
 from quatrain.generation.speculative import DraftModel, Proposer
 from quatrain.generation.states import make_runner
 from quatrain.generation.text import TokenizerLike, special_token_id, stopped, token_ids_of
+from quatrain.models.kernels.decode import NativeUse
 from quatrain.models.transformer.stack import Model
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class Engine:
     `target_tokenizer` decodes completions if another tokenizer than that of the prompts does (Marian). For a model with
     several adapters, `adapter` is the default of prompts that name none. At most `max_rows` rows run at once, or
     as many as the `batch_size` of a call of `generate`.
-    `native`: whether plain steps are decoded by native code (`quatrain.models.kernels.decode`); None measures.
+    `native`: whether plain steps are decoded by native code (`quatrain.models.kernels.decode`); None measures, for
+    large models; "compiled" also decodes small ones so, where the code is compiled already.
     `speculation` guesses tokens that the model then reads together (`generation.speculative`).
 
     `generate`, `chat` and `stream` run prompts to their ends. `submit` adds a request to those that run together, one
@@ -65,7 +67,7 @@ class Engine:
         target_tokenizer: TokenizerLike | None = None,
         adapter: str | None = None,
         max_rows: int = 64,
-        native: bool | None = None,
+        native: NativeUse = None,
         speculation: Proposer | None = None,
     ):
         if model.config.head not in ("causal", "seq2seq"):
@@ -110,12 +112,13 @@ class Engine:
         adapters: Mapping[str, str | Path] | None = None,
         adapter: str | None = None,
         speculation: Proposer | str | Path | None = None,
+        native: NativeUse = None,
     ) -> Engine:
         """The engine of a model folder or hub id (plain, quantized, or an adapter), with its tokenizer and settings.
 
         `adapters` maps names to folders of adapters over the model, from which each prompt can choose; `adapter` is the
         default of prompts that name none. `quantize` as for `load_model`. `speculation` guesses tokens: a draft model's
-        folder or hub id, or a `Proposer`.
+        folder or hub id, or a `Proposer`. `native` as for `Engine`.
         """
         from quatrain.loading.model import ResolvedModel, load_model
 
@@ -124,7 +127,9 @@ class Engine:
         if isinstance(speculation, str | Path):
             draft, drafted = load_model(ResolvedModel.of(speculation), dtype=dtype, device=device, quantize=quantize)
             speculation = DraftModel(draft, drafted)
-        return cls.of(network, tokenizer, resolved, adapters=adapters, adapter=adapter, speculation=speculation)
+        return cls.of(
+            network, tokenizer, resolved, adapters=adapters, adapter=adapter, speculation=speculation, native=native
+        )
 
     @classmethod
     def of(
@@ -136,6 +141,7 @@ class Engine:
         adapters: Mapping[str, str | Path] | None = None,
         adapter: str | None = None,
         speculation: Proposer | None = None,
+        native: NativeUse = None,
     ) -> Engine:
         """The engine of a model that was loaded with its tokenizer from resolved folders; otherwise as `load`."""
         if adapters:
@@ -143,7 +149,9 @@ class Engine:
 
             tokenizer = AdapterSet.load(network, adapters).tokenizer or tokenizer
         target = resolved.tokenizer(target=True) if has_encoder(network.config) else None
-        engine = cls(network, tokenizer, target_tokenizer=target, adapter=adapter, speculation=speculation)
+        engine = cls(
+            network, tokenizer, target_tokenizer=target, adapter=adapter, speculation=speculation, native=native
+        )
         engine._adapters(None, 1)
         return engine
 

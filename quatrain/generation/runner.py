@@ -17,7 +17,7 @@ from torch import Tensor
 from quatrain.generation.constraints import PADDING
 from quatrain.generation.requests import SequenceState
 from quatrain.generation.static import StaticDecoder
-from quatrain.models.kernels.decode import CacheDecoder
+from quatrain.models.kernels.decode import CacheDecoder, NativeUse
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.kv_cache import KVCache
 from quatrain.models.transformer.positions import depends_on_length, original_length
@@ -50,11 +50,11 @@ class ModelRunner:
     """Reads tokens into slots and returns logits.
 
     Attributes: `cache`, whose `reserve` adds slots; `native` and `static`, asked first for plain decoding steps: native
-    code on the CPU, captured steps on CUDA. `native` of the constructor: whether these are used, None to decide by
-    measuring and by the device.
+    code on the CPU, captured steps on CUDA. `native` of the constructor: whether these are used, None and "compiled" to
+    decide by measuring and by the device (`CacheDecoder`).
     """
 
-    def __init__(self, model: Model, slots: int = 0, native: bool | None = False):
+    def __init__(self, model: Model, slots: int = 0, native: NativeUse = False):
         self.model, self.device = model, model.device
         self.has_encoder = has_encoder(model.config)
         self.hidden_states: list[Tensor] | None = None

@@ -23,6 +23,7 @@ from quatrain.generation.requests import SequenceState
 from quatrain.generation.runner import context_limit
 from quatrain.generation.states import make_runner
 from quatrain.generation.text import TokenizerLike
+from quatrain.models.kernels.decode import NativeUse
 from quatrain.models.transformer.stack import Model
 
 PART = 512
@@ -115,7 +116,7 @@ class DraftModel:
     """
 
     def __init__(
-        self, model: Model, tokenizer: TokenizerLike | None = None, *, count: int = 4, native: bool | None = None
+        self, model: Model, tokenizer: TokenizerLike | None = None, *, count: int = 4, native: NativeUse = None
     ):
         """`tokenizer` is compared with that of the model which it serves. `native` as for `Engine`."""
         if count < 1:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from quatrain.generation.requests import SequenceState
 from quatrain.generation.runner import ModelRunner, has_encoder
+from quatrain.models.kernels.decode import NativeUse
 from quatrain.models.modules import weights_version
 
 ENDLESS = 2**60
@@ -181,6 +182,6 @@ class StateRunner(ModelRunner):
         return logits
 
 
-def make_runner(model: Any, slots: int = 0, native: bool | None = False) -> ModelRunner:
+def make_runner(model: Any, slots: int = 0, native: NativeUse = False) -> ModelRunner:
     """The runner of a model; `native` as for `ModelRunner`."""
     return StateRunner(model, slots) if model.carries_state else ModelRunner(model, slots, native)

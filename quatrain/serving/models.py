@@ -245,7 +245,9 @@ class ModelRegistry:
             proposer, size = DraftModel(draft, drafted), size + _bytes_of(draft)
         elif options.prompt_lookup is not None:
             proposer = PromptLookup(options.prompt_lookup)
-        engine = Engine.of(network, tokenizer, resolved, adapters=entry.adapters or None, speculation=proposer)
+        engine = Engine.of(
+            network, tokenizer, resolved, adapters=entry.adapters or None, speculation=proposer, native="compiled"
+        )
         worker = Worker(engine, entry.name, self.metrics, max_queue=self.settings.max_queue)
         return Loaded(network, tokenizer, worker, size, Subject.of(resolved, network, tokenizer, engine))
 

@@ -1,5 +1,10 @@
 """The engine decodes natively what it decodes in PyTorch: the same ids, whatever runs together."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_models import llama, random_model
@@ -77,6 +82,36 @@ def test_small_models_stay_in_torch_unless_asked() -> None:
     engine = Engine(random_model(llama()))
     engine.generate(PROMPTS[:1], SamplingParams(max_new_tokens=2))
     assert engine.statistics.decoder == "torch" and "not worth" in engine.statistics.decoder_reason
+
+
+def test_compiled_code_decodes_small_models_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = SamplingParams(max_new_tokens=2)
+    Engine(random_model(llama()), native=True).generate(PROMPTS[:1], params)  # leaves the code in Numba's cache
+    engine = Engine(random_model(llama()), native="compiled")
+    engine.generate(PROMPTS[:1], params)
+    assert engine.statistics.decoder == "native"
+
+    monkeypatch.setattr("quatrain.models.kernels.decode.is_compiled", lambda: False)
+    engine = Engine(random_model(llama()), native="compiled")
+    engine.generate(PROMPTS[:1], params)
+    assert engine.statistics.decoder == "torch" and "not compiled yet" in engine.statistics.decoder_reason
+
+
+def test_whether_code_is_compiled_is_read_from_the_cache(tmp_path: Path) -> None:
+    """In processes of their own: one with an empty cache, one with the code of a file of another content."""
+    Engine(random_model(llama()), native=True).generate(PROMPTS[:1], SamplingParams(max_new_tokens=2))
+    program = "from quatrain.models.kernels.code_cache import is_compiled; print(is_compiled())"
+
+    def said(**more: str) -> str:
+        environment = {**os.environ, **more}
+        return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True).stdout
+
+    if "NUMBA_CACHE_DIR" not in os.environ:
+        assert said() == "True\n"
+    assert said(NUMBA_CACHE_DIR=str(tmp_path)) == "False\n"
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "decode_step.take_part_0123456789abcdef-911.py311.nbi").touch()
+    assert said(NUMBA_CACHE_DIR=str(tmp_path)) == "False\n"
 
 
 def test_measured_choice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,12 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from quatrain.models.kernels.code_cache import is_compiled
 from quatrain.models.kernels.stored import HasStoredWeight, StoredWeight
 from quatrain.models.kernels.threads import StepThreads, step_threads
 from quatrain.models.modules import weights_version
@@ -37,10 +38,17 @@ DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "
 PADDED = 128
 MIN_BYTES = 32_000_000
 """Bytes of a model from which on native code is tried unasked."""
+NativeUse = bool | Literal["compiled"] | None
+"""Whether to decode natively; None and "compiled" leave it to `CacheDecoder`."""
 LONG_TEXT = 1024
 """Tokens of a text past which PyTorch's attention is worth more than native products."""
 TRIALS = 4
 """Steps of each way whose best decides which is taken."""
+
+
+def size_of(model: nn.Module) -> int:
+    """Bytes of the weights and buffers of a model."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 def stored_weight(layer: nn.Module) -> StoredWeight | None:
@@ -416,12 +424,13 @@ class CacheDecoder:
     """A native decoder over the slots of one KV cache: the next token of texts that are stored there.
 
     `use`: whether to decode natively; None decides by measuring a step of either way, for models whose weights take
-    more than MIN_BYTES (loading the code takes a second, which a small model does not win back). `refresh` decides, and
-    again when the model has changed; call it before each batch of texts. `decoder` is None where PyTorch decodes, and
-    `reason` says why. `steps` and `seconds` count native steps.
+    more than MIN_BYTES (loading the code takes a second, which a small model does not win back). "compiled" is for
+    processes that answer people: as None, but a small model is decoded natively if the code is compiled already.
+    `refresh` decides, and again when the model has changed; call it before each batch of texts. `decoder` is None where
+    PyTorch decodes, and `reason` says why. `steps` and `seconds` count native steps.
     """
 
-    def __init__(self, model: Any, cache: KVCache, use: bool | None = None):
+    def __init__(self, model: Any, cache: KVCache, use: NativeUse = None):
         self.model, self.cache, self.use = model, cache, use
         self.decoder: NativeDecoder | None = None
         self.reason = "nothing was decoded yet"
@@ -443,7 +452,7 @@ class CacheDecoder:
         if self.reason:
             return
         self.decoder = NativeDecoder(self.model)
-        if self.use is None:
+        if self.use is None or (self.use == "compiled" and size_of(self.model) >= MIN_BYTES):
             self.measured = _measured(self.model, self.decoder)
             if self.measured["native"] >= self.measured["torch"]:
                 self.decoder, self.reason = None, "PyTorch is faster here"
@@ -451,9 +460,11 @@ class CacheDecoder:
     def _reason(self) -> str | None:
         if self.use is False:
             return "switched off"
-        size = sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
+        size = size_of(self.model)
         if self.use is None and size < MIN_BYTES:
             return f"the model's {size / 1e6:.0f} MB are not worth loading native code"
+        if self.use == "compiled" and size < MIN_BYTES and not is_compiled():
+            return "the native code is not compiled yet; `import quatrain.models.kernels.decode_step` compiles it"
         return explain(self.model)
 
     def bandwidth(self) -> float:

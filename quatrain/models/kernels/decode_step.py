@@ -12,16 +12,14 @@ float32 and float16 weights, bfloat16 for bfloat16 ones, 8 bits with a scale for
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from numba import float32, int64, njit, types
 
-from quatrain.models.kernels import vectors
+from quatrain.models.kernels import code_cache, vectors
 from quatrain.models.kernels.vectors import (
     WIDE,
     WIDE_INT4,
@@ -107,21 +105,12 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": F
 _inline = njit(**_OPTIONS)
 
 
-def _fingerprint() -> str:
-    """What the compiled code depends on beside this file, so that Numba's cache is not used for another."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name in (__file__, vectors.__file__):
-        digest.update(Path(name).read_bytes())
-    digest.update(repr((vectors.HAS_VNNI, vectors.HAS_BFLOAT16)).encode())
-    return digest.hexdigest()
-
-
 def _compiled(returns: Any, parameters: int) -> Callable[[Any], Any]:
     """Compiles a function of int64 parameters now, or takes the code from the cache of an earlier process."""
     signature = returns(*[types.int64] * parameters)
 
     def compiled(function: Any) -> Any:
-        function.__qualname__ = f"{function.__name__}_{_fingerprint()}"
+        function.__qualname__ = f"{function.__name__}_{code_cache.fingerprint()}"
         try:
             return njit(signature, cache=True, **_OPTIONS)(function)
         except RuntimeError:  # There is no place for a cache.
