@@ -28,6 +28,8 @@ SIGNIFICANT = 5.0
 """Standard deviations of a normal distribution by which two windows must differ."""
 CONSTANT_STEPS = 5
 """Logged steps in a row in which a reward must be constant."""
+SHRUNK = 3
+"""How many times shorter completions have become when a true metric no longer excuses it."""
 
 _TRUE = "true/"
 _CONSTANT = "constant/"
@@ -341,6 +343,23 @@ def drifted(watch: Watch) -> Iterator[Alarm]:
             )
 
 
+def shortened(watch: Watch) -> Iterator[Alarm]:
+    """Completions shrink to a third while the reward rises, whatever a true metric says: one that reads words rates two
+    good words above a sentence that has them.
+    """
+    moved, reward = watch.drift("completion_length"), watch.drift("reward")
+    if moved is None or reward is None or reward.after <= reward.before or SHRUNK * moved.after > moved.before:
+        return
+    yield Alarm(
+        "completion_length_drift",
+        watch.step,
+        f"short completions: from {moved.before:.3g} to {moved.after:.3g} tokens while the reward rose from "
+        f"{reward.before:.3g} to {reward.after:.3g}. A true metric may be fooled by this: read the "
+        "completions, and add a length reward with a target, raise kl_coef, or lower the learning rate.",
+        ("reward", "completion_length"),
+    )
+
+
 def collapsed_modes(watch: Watch) -> Iterator[Alarm]:
     """The completions become alike, while their rewards still differ. A true metric may be fooled as well."""
     moved, reward = watch.drift("distinct"), watch.drift("reward")
@@ -474,8 +493,8 @@ def clipped(watch: Watch) -> Iterator[Alarm]:
 
 
 DETECTORS: tuple[Callable[[Watch], Iterator[Alarm]], ...] = (
-    hacked, drifted, collapsed_modes, negative_kl, collapsed, chosen_fell, constant, without_spread, unscorable,
-    clipped,
+    hacked, drifted, shortened, collapsed_modes, negative_kl, collapsed, chosen_fell, constant, without_spread,
+    unscorable, clipped,
 )  # fmt: skip
 
 

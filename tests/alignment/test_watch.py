@@ -151,6 +151,14 @@ def test_a_gain_that_the_true_metric_confirms_is_no_hacking():
     assert kinds(simulate(0, **longer, true__accuracy=lambda done: 0.5 + 0.4 * done)) == set()
 
 
+def test_completions_of_a_few_words_raise_an_alarm_whatever_the_true_metric_says():
+    better = {"reward": up, "true__accuracy": lambda done: 0.5 + 0.4 * done}
+    watch = simulate(0, **better, completion_length=lambda done: 20 - 16 * done)
+    assert kinds(watch) == {"completion_length_drift"}
+    assert "short completions: from" in watch.alarms[0].text
+    assert kinds(simulate(0, **better, completion_length=lambda done: 20 - 8 * done)) == set()
+
+
 def test_a_solved_task_raises_no_alarm(monkeypatch):
     """At the end every completion is right: no spread, no entropy, a constant reward. That is success."""
     for name in NORMAL:
