@@ -41,6 +41,7 @@ IMPORTED_AS = {
     "rouge-score": "rouge_score",
     "prometheus-client": "prometheus_client",
     "umap-learn": "umap",
+    "python-docx": "docx",
 }
 LONGEST_FUNCTION = 90
 MOST_PARAMETERS = 10

@@ -8,6 +8,7 @@ from cyclopts import App, Parameter
 
 import quatrain
 from quatrain.cli.arguments import mistyped_option
+from quatrain.cli.ask import ask
 from quatrain.cli.chat import chat
 from quatrain.cli.check import check
 from quatrain.cli.compare import compare
@@ -15,6 +16,7 @@ from quatrain.cli.data import check_data, get_source, list_sources
 from quatrain.cli.doctor import doctor
 from quatrain.cli.evaluate import evaluate
 from quatrain.cli.generate import generate
+from quatrain.cli.index import index
 from quatrain.cli.inspect import inspect
 from quatrain.cli.label import label
 from quatrain.cli.merge import merge
@@ -69,6 +71,8 @@ def build_app() -> App:
         evaluate,
         compare,
         label,
+        index,
+        ask,
         merge,
         prune,
         doctor,
@@ -90,7 +94,7 @@ def build_app() -> App:
 def check_words(app: App, words: list[str]) -> None:
     """Raises InputError for a mistyped option of a verb with a text argument, which would be taken for the text."""
     verb = next((word for word in words if not word.startswith("-")), None)
-    if verb not in ("generate", "tokenize", "inspect", "predict", "evaluate"):
+    if verb not in ("generate", "tokenize", "inspect", "predict", "evaluate", "ask"):
         return
     options = {"--help", "-h", "--version"}
     texts: set[str] = set()

@@ -97,6 +97,25 @@ def tf_idf(counts: Any, weights: Array, *, normalize: bool = False) -> Any:
     return normalized(found) if normalize else found
 
 
+def entropy_weights(counts: Any) -> Array:
+    """The weight of each word by how unevenly the documents (D, V) have it: 1 in a single document, 0 in all alike.
+
+    1 + sum(p log p) / log D, where p is a document's share of the word (Dumais 1991): the global part of log-entropy.
+    """
+    entries = counts.tocoo()
+    totals = np.maximum(np.asarray(counts.sum(axis=0)).ravel(), 1)
+    shares = entries.data / totals[entries.col]
+    entropy = np.bincount(entries.col, weights=shares * np.log(shares), minlength=counts.shape[1])
+    return 1 + entropy / max(np.log(counts.shape[0]), 1e-12) if counts.shape[0] > 1 else np.ones(counts.shape[1])
+
+
+def log_counts(counts: Any, weights: Array) -> Any:
+    """log(1 + tf) · weight of a matrix of counts (D, V): with `entropy_weights`, log-entropy."""
+    found = counts.tocsr(copy=True)
+    found.data = np.log1p(found.data)
+    return found.multiply(weights[None]).tocsr()
+
+
 def normalized(matrix: Any) -> Any:
     """The rows of a matrix with length 1; empty rows stay empty."""
     lengths = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
