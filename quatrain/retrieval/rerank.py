@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from quatrain.core.errors import InputError
-from quatrain.tasks.pipelines import pipeline
 
 POSITIVE = ("relevant", "entailment", "positive", "yes", "true", "1", "label_1")
 """Names of the class that means relevance, in the order in which they are looked for."""
@@ -21,6 +20,8 @@ class Reranker:
 
     def __init__(self, name: str):
         """Raises InputError for a model that is missing or does not classify texts."""
+        from quatrain.tasks.pipelines import pipeline
+
         self.name = name
         self._pipeline: Any = pipeline("text-classification", name)
         labels = list(self._pipeline.config.labels)

@@ -95,7 +95,7 @@ def test_a_killed_index_goes_on(tmp_path):
     folder, place = tmp_path / "data", tmp_path / "index"
     folder.mkdir()
     for part in range(2):
-        lines = (f'{{"text": "record {part} {number} holds word{number}"}}\n' for number in range(12_000))
+        lines = (f'{{"text": "record {part} {number} holds word{number}"}}\n' for number in range(4_000))
         (folder / f"{part}.jsonl").write_text("".join(lines))
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder), str(place)], start_new_session=True)
     deadline = time.monotonic() + 60
@@ -115,15 +115,15 @@ def test_a_killed_index_goes_on(tmp_path):
     store = open_store("sqlite", place)
     before = store.counts()
     store.close()
-    assert 0 < before.documents < 24_000, "the process was not killed half way"
+    assert 0 < before.documents < 8_000, "the process was not killed half way"
     with Index.open(place) as index:  # what is there can be searched
         assert len(index.search("record holds", 3)) == 3
     report = build_index(folder, place)
-    assert report.counts.documents == 24_000 and report.counts.chunks == 24_000
+    assert report.counts.documents == 8_000 and report.counts.chunks == 8_000
     with Index.open(place) as index:
-        assert hits(index, "word11999", k=3) == [
-            ("0.jsonl row 12000", "record 0 11999 holds word11999"),
-            ("1.jsonl row 12000", "record 1 11999 holds word11999"),
+        assert hits(index, "word3999", k=3) == [
+            ("0.jsonl row 4000", "record 0 3999 holds word3999"),
+            ("1.jsonl row 4000", "record 1 3999 holds word3999"),
         ]
     assert build_index(folder, place).unchanged == 2
 

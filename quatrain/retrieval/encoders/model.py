@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 from quatrain.core.errors import InputError
+from quatrain.core.reading import sha256_of
 from quatrain.retrieval.encoders import unit
 from quatrain.retrieval.stores import Vectors
-from quatrain.tasks.pipelines import pipeline
-from quatrain.tasks.pipelines.sentence_embeddings import EmbeddingOptions, SentenceEmbeddings
 
 PRIORITY = 0
 QUERY, PASSAGE = "query", ("document", "passage")
@@ -32,12 +31,12 @@ class ModelEncoder:
 
     def __init__(self, name: str, *, batch_size: int = 32):
         """Raises InputError for a model that is missing or has another head."""
-        self._pipeline = cast(SentenceEmbeddings, pipeline("sentence-embeddings", name, batch_size=batch_size))
+        from quatrain.tasks.pipelines import pipeline
+
+        self._pipeline: Any = pipeline("sentence-embeddings", name, batch_size=batch_size)
         resolved = self._pipeline.subject.resolved
         if resolved is None:
             raise InputError(f"dense: {name!r} has no folder")
-        from quatrain.core.reading import sha256_of
-
         files = sorted({*resolved.folder.glob("*.safetensors"), *resolved.base.glob("*.safetensors")})
         self.fingerprint = f"model {'-'.join(sha256_of(path)[:16] for path in files)}"
 
@@ -45,7 +44,7 @@ class ModelEncoder:
         prompts = self._pipeline.prompts
         wanted = (QUERY,) if is_query else PASSAGE
         name = next((each for each in wanted if each in prompts.texts), None)
-        options = EmbeddingOptions.model_validate({"prompt_name": name})
+        options = self._pipeline.Options.model_validate({"prompt_name": name})
         # A text without a token has nothing to pool.
         given = [each if each.strip() else "." for each in self._pipeline.prompted(texts, options)]
         return unit(self._pipeline.vectors(given, options).numpy())
