@@ -129,7 +129,7 @@ def test_commands_that_are_shown_exist():
     assert len(shown) > 5
     for page, words in shown:
         verb = [word for word in words[1:3] if re.fullmatch(r"[a-z]+", word)]
-        verb = verb if verb[:1] in (["data"], ["prompt"]) else verb[:1]
+        verb = verb if verb[:1] in (["data"], ["prompt"], ["agent"]) else verb[:1]
         code, text = help_of(*verb)
         assert code == 0 and text, f"{page}: {shlex.join(words)}"
         for flag in (word.split("=")[0] for word in words if word.startswith("--")):

@@ -7,6 +7,7 @@ import shutil
 from cyclopts import App, Parameter
 
 import quatrain
+from quatrain.cli.agent import list_tools, run_agent
 from quatrain.cli.arguments import mistyped_option
 from quatrain.cli.ask import ask
 from quatrain.cli.chat import chat
@@ -83,6 +84,10 @@ def build_app() -> App:
     data.command(get_source, name="get")
     data.command(check_data, name="check")
     app.command(data)
+    agent = App(name="agent", help="A model that uses tools: run it on a task, list the tools.")
+    agent.command(run_agent, name="run")
+    agent.command(list_tools, name="tools")
+    app.command(agent)
     prompt = App(name="prompt", help="Prompts: show what a model reads, compare them on a task, search for the best.")
     prompt.command(preview_prompt, name="preview")
     prompt.command(compare_prompts, name="compare")

@@ -90,6 +90,16 @@ class Usage:
     completion_tokens: int = 0
 
 
+@dataclass(frozen=True)
+class EndpointMessage:
+    """A message of the assistant in OpenAI's form, why it ended, and the tokens that it read and wrote."""
+
+    message: dict[str, Any]
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
 @dataclass
 class Endpoint:
     """A model behind an OpenAI-compatible address.
@@ -208,6 +218,26 @@ class Endpoint:
         forms = [{"model": name, "messages": [dict(message) for message in each]} for each in conversations]
         return self._together(lambda form: self._complete("/chat/completions", form, params, skip_long), forms)
 
+    def message(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> EndpointMessage:
+        """The assistant's next message in one conversation, with its calls of tools in OpenAI's form."""
+        form: dict[str, Any] = {"model": self.model_name, "messages": [dict(each) for each in messages]}
+        form |= {"tools": [dict(each) for each in tools]} if tools else {}
+        answer = self._answer("/chat/completions", form, params or SamplingParams(), logprobs=False)
+        choice = _choices(answer, self.url)[0]
+        message, counts = choice.get("message"), answer.get("usage")
+        if not isinstance(message, dict):
+            raise InputError(f"{self.url} does not answer with a message: {format_value(choice, SHOWN)}")
+        counts = counts if isinstance(counts, dict) else {}
+        used = [counts.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        prompt, completion = (count if isinstance(count, int) else 0 for count in used)
+        return EndpointMessage(message, str(choice.get("finish_reason") or "stop"), prompt, completion)
+
     def score(
         self, prompts: Sequence[str | Sequence[int]], completions: Sequence[str | Sequence[int]]
     ) -> list[CompletionScore]:
@@ -262,21 +292,30 @@ class Endpoint:
         return _Echo(tokens, logprobs, [max(each.values()) if each else None for each in top])
 
     def _complete(self, path: str, form: dict[str, Any], params: SamplingParams, skip_long: bool) -> Completion:
+        try:
+            answer = self._answer(path, form, params, logprobs=True)
+        except PromptTooLong:
+            if skip_long:
+                return Completion("", [], "length", [])
+            raise
+        first, *others = (_completion(choice, self.url) for choice in _choices(answer, self.url))
+        first.alternatives = others
+        return first
+
+    def _answer(self, path: str, form: dict[str, Any], params: SamplingParams, *, logprobs: bool) -> dict[str, Any]:
+        """What the endpoint answers to a form with these parameters, in the words that this endpoint knows."""
         is_chat = path.startswith("/chat")
         asked = fields_of(params)
         while True:
-            gives, limit_name = self._gives_logprobs and params.num_beams == 1, self._limit_name
+            gives, limit_name = logprobs and self._gives_logprobs and params.num_beams == 1, self._limit_name
             body = form | asked
             body[limit_name] = body.pop("max_tokens")
             if gives:
                 top = params.logprobs or 0
                 body |= {"logprobs": True} | ({"top_logprobs": top} if top else {}) if is_chat else {"logprobs": top}
             try:
-                answer = self._request(path, body)
-                break
+                return self._request(path, body)
             except PromptTooLong:
-                if skip_long:
-                    return Completion("", [], "length", [])
                 raise
             except InputError as error:
                 # Some models refuse log-probabilities, others want the limit under its newer name.
@@ -286,9 +325,6 @@ class Endpoint:
                     self._limit_name = "max_completion_tokens"
                 else:
                     raise
-        first, *others = (_completion(choice, self.url) for choice in _choices(answer, self.url))
-        first.alternatives = others
-        return first
 
     def _together(self, call: Callable[[Any], Result], forms: Sequence[Any]) -> list[Result]:
         """The results of requests that run at once, in their order. The first error ends those that wait."""

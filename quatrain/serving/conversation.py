@@ -20,11 +20,19 @@ from quatrain.core.reading import depth_of, lone_surrogate
 from quatrain.generation.engine import Completion, Engine, Request, SamplingParams, TextChunk
 from quatrain.generation.runner import context_limit
 from quatrain.generation.text import find_stop
+from quatrain.generation.turns import (
+    THINK_START,
+    Delta,
+    ForcedParser,
+    TurnParser,
+    call_format,
+    forced_schema,
+    prepared_messages,
+)
 from quatrain.serving.errors import ApiError
 from quatrain.serving.labels import Labelling
 from quatrain.serving.models import Loaded, ModelRegistry
 from quatrain.serving.settings import ServerSettings
-from quatrain.serving.tools import THINK_START, Delta, ForcedParser, TurnParser, call_format, forced_schema
 from quatrain.serving.worker import CompletionGroup
 from quatrain.tasks.task import Database
 
@@ -403,34 +411,6 @@ def check_text(value: Any, where: str) -> None:
     fault = lone_surrogate(value) if isinstance(value, str) else None
     if fault is not None:
         raise ApiError(400, f"{where}: {fault}", param=where)
-
-
-def prepared_messages(messages: Sequence[Mapping[str, Any]], template: str) -> list[dict[str, Any]]:
-    """The messages as chat templates read them: arguments of calls as objects, the developer as the system."""
-    result = []
-    for message in messages:
-        message = dict(message)
-        if message.get("role") == "developer" and "developer" not in template:
-            message["role"] = "system"
-        if message.get("tool_calls"):
-            message["tool_calls"] = [_with_arguments(call) for call in message["tool_calls"]]
-            message.setdefault("content", "")
-            message["content"] = message["content"] or ""
-        result.append(message)
-    return result
-
-
-def _with_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A tool call whose arguments are an object, if they are the text of one."""
-    function = dict(call["function"])
-    if isinstance(function.get("arguments"), str):
-        try:
-            read = json.loads(function["arguments"] or "{}")
-        except (ValueError, RecursionError):
-            read = None
-        if isinstance(read, dict):
-            function["arguments"] = read
-    return {**call, "function": function}
 
 
 def _checked_variables(variables: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from quatrain.generation.turns import Delta
 from quatrain.serving.conversation import ChatJob, Event, Run, Service, Token, check_text
 from quatrain.serving.errors import ApiError
 from quatrain.serving.protocols.common import Form, SamplingForm, new_id
 from quatrain.serving.protocols.events import EventStream, Json, sse, unless_gone
-from quatrain.serving.tools import Delta
 
 MOST_LOGPROBS = 20
 

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from quatrain.generation.turns import Delta
 from quatrain.serving.conversation import ChatJob, Event, Run, Sampling, Service, check_text
 from quatrain.serving.errors import ApiError
 from quatrain.serving.protocols.chat import calls_of
 from quatrain.serving.protocols.common import Form, checked_stop, new_id
 from quatrain.serving.protocols.events import EventStream, Json, sse, unless_gone
-from quatrain.serving.tools import Delta
 
 PING = sse({"type": "ping"}, "ping")
 

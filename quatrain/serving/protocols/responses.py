@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic import Field
 
+from quatrain.generation.turns import Delta
 from quatrain.serving.conversation import ChatJob, Run, Service, check_text
 from quatrain.serving.errors import ApiError
 from quatrain.serving.protocols.chat import FunctionForm, text_of, tool_choice_of
 from quatrain.serving.protocols.common import SamplingForm, new_id, response_format_fields, validated
 from quatrain.serving.protocols.events import EventStream, Json, sse, unless_gone
-from quatrain.serving.tools import Delta
 
 
 class ResponsesForm(SamplingForm):

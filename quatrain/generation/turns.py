@@ -11,7 +11,7 @@ import json
 import re
 import secrets
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -323,16 +323,19 @@ def _call_of(value: Any) -> tuple[str, str] | None:
     return value["name"], json.dumps(arguments, ensure_ascii=False)
 
 
-def forced_schema(tools: Sequence[Mapping[str, Any]], name: str | None) -> dict[str, Any]:
-    """The JSON schema of a call: of the tool `name`, its arguments; else {"name", "arguments"} of any tool."""
+def forced_schema(tools: Sequence[Mapping[str, Any]], name: str | None, arguments: str = "arguments") -> dict[str, Any]:
+    """The JSON schema of a call: of the tool `name`, its arguments; else {"name", "arguments"} of any tool.
+
+    `arguments` is the format's key of the arguments.
+    """
     functions = [tool["function"] for tool in tools]
     if name is not None:
         return next(_parameters(function) for function in functions if function["name"] == name)
     calls = [
         {
             "type": "object",
-            "properties": {"name": {"const": function["name"]}, "arguments": _parameters(function)},
-            "required": ["name", "arguments"],
+            "properties": {"name": {"const": function["name"]}, arguments: _parameters(function)},
+            "required": ["name", arguments],
             "additionalProperties": False,
         }
         for function in functions
@@ -382,6 +385,46 @@ def _closed(value: Any, named: bool = False) -> Any:
     return result
 
 
+NAME_KEYS: dict[Format, str] = {"hermes": "arguments", "mistral": "arguments", "llama": "parameters"}
+"""What a format calls the arguments of a call."""
+
+
+def turn_grammar(
+    tools: Sequence[Mapping[str, Any]], format: Format, token_id: Callable[[str], int | None] = lambda mark: None
+) -> str:
+    """A grammar, in llguidance's dialect of Lark, of turns that are a text, or end with calls of the tools.
+
+    Text stays free; from the mark that begins a call on, only JSON that fits a tool's schema can follow, so that no
+    model can write a broken call, a call of another tool or a wrong argument. `token_id` gives the id of a mark that
+    is a special token of the model, whose text a tokenizer does not write.
+    """
+    schema = forced_schema(tools, None, NAME_KEYS[format])
+    call = "%json " + json.dumps(schema | {"x-guidance": {"whitespace_pattern": _SPACE}})
+
+    def mark(text: str) -> str:
+        number = token_id(text)
+        return json.dumps(text) if number is None else f"<[{number}]>"
+
+    free = r"(.|\n)*"
+    if format == "llama":
+        tag = token_id(LLAMA_TAG)
+        head = "" if tag is None else f"<[{tag}]>? "
+        return f"start: TEXT | {head}call\nTEXT: /([^{{]{free})?/\ncall: {call}\n"
+    if format == "mistral":
+        first, between = MISTRAL_START, '"[" WS? call (WS? "," WS? call)* WS? "]"'
+    else:
+        first, again, last = CALL_START, mark(CALL_START), mark(CALL_END)
+        between = f"WS? call WS? {last} (WS? {again} WS? call WS? {last})*"
+    number = token_id(first)
+    head = f"head[lazy]: TEXT {json.dumps(first)}" if number is None else f"head: TEXT? <[{number}]>"
+    body = between if format == "hermes" else f"WS? {between}"
+    return f"start: TEXT | head {body}\n{head}\nTEXT: /{free}/\nWS: /{_SPACE}/\ncall: {call}\n"
+
+
+_SPACE = r"[ \n]{1,4}"
+"""White space between the parts of a call."""
+
+
 class ForcedParser:
     """Reads a turn that was constrained to be a call: of the tool `name`, its arguments; else of any tool."""
 
@@ -405,3 +448,31 @@ class ForcedParser:
             return [Delta("content", self._text)] if self._text else []
         self.calls = 1
         return [Delta("call", call_id=new_call_id(), name=call[0]), Delta("call", call[1])]
+
+
+def prepared_messages(messages: Sequence[Mapping[str, Any]], template: str) -> list[dict[str, Any]]:
+    """The messages as chat templates read them: arguments of calls as objects, the developer as the system."""
+    result = []
+    for message in messages:
+        message = dict(message)
+        if message.get("role") == "developer" and "developer" not in template:
+            message["role"] = "system"
+        if message.get("tool_calls"):
+            message["tool_calls"] = [_with_arguments(call) for call in message["tool_calls"]]
+            message.setdefault("content", "")
+            message["content"] = message["content"] or ""
+        result.append(message)
+    return result
+
+
+def _with_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool call whose arguments are an object, if they are the text of one."""
+    function = dict(call["function"])
+    if isinstance(function.get("arguments"), str):
+        try:
+            read = json.loads(function["arguments"] or "{}")
+        except (ValueError, RecursionError):
+            read = None
+        if isinstance(read, dict):
+            function["arguments"] = read
+    return {**call, "function": function}

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from quatrain.serving.tools import Delta, ForcedParser, TurnParser, call_format, forced_schema
+from quatrain.generation.turns import Delta, ForcedParser, TurnParser, call_format, forced_schema
 from quatrain.tokenizers.templates import TEMPLATES
 
 HERMES = [

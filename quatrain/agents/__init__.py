@@ -1,0 +1,1 @@
+"""Agents: tools, the loop that runs them, its flight recorder, the sandbox, and MCP."""
