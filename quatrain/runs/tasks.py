@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from quatrain.alignment.reward_model import RewardExample
@@ -15,6 +16,7 @@ from quatrain.data.example_cache import cached_examples
 from quatrain.data.records import Row
 from quatrain.evaluation.evaluate import evaluate, record_samples, spread
 from quatrain.evaluation.metrics.objectives import evaluate_objective
+from quatrain.generation.config import read_generation_config
 from quatrain.generation.params import SamplingParams
 from quatrain.loading.model import load_weights
 from quatrain.models.hub import ADAPTER_CONFIG
@@ -202,7 +204,10 @@ def measure(task: RecordTask, context: StageContext, model: Model, tokenizer: To
     if not records:
         result.notes.append("no scores: name data that is held out with data.test, or a share with data.validation")
         return
+    own = read_generation_config(model).recommended
     params = SamplingParams(max_new_tokens=context.recipe.evaluate.max_new_tokens)
+    if task.writes and own.num_beams > 1:
+        params = replace(own, max_new_tokens=params.max_new_tokens, num_return_sequences=1)
     with context.reporter.task("answering", total=len(records), unit="text") as bar:
         evaluation = evaluate((model, tokenizer), task, name, records, params=params, progress=bar.update)
     for note in evaluation.notes:

@@ -100,6 +100,9 @@ class GenerationSettings(Settings):
     repetition_penalty: float | None = Field(
         default=None, gt=0, le=100, description="divisor of the logits of tokens that occurred before"
     )
+    num_beams: int | None = Field(
+        default=None, ge=1, le=1_000, description="texts that a beam search keeps; it also writes the texts to score"
+    )
 
 
 class ModelSettings(Settings):
