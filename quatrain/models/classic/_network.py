@@ -23,9 +23,6 @@ from quatrain.models.transformer import heads
 HEAD_PARTS = ("score.", "crf.", "lm_head.", "mix.", "tagger.")
 """Names of tensors that belong to a head: another head has its own."""
 LANGUAGE_HEADS = ("causal", "seq2seq", "bidirectional")
-EMBEDDING_STD = 0.3
-"""Deviation of fresh embeddings. With a tenth of it a network sees next to nothing of its input: a translator then has
-5.9 nats after 200 steps in place of 5.1."""
 
 
 class NetworkConfig(ClassicConfig):
@@ -135,8 +132,8 @@ class Network(ClassicModel):
         return moved
 
     def initialize(self, seed: int = 0) -> Self:
-        """Draws all weights from `seed`: PyTorch's own distributions, embeddings normal (`EMBEDDING_STD`), forget gates
-        at 1.
+        """Draws all weights from `seed`: PyTorch's own distributions, embeddings normal (`embedding_std`), forget
+        gates at 1.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -151,7 +148,7 @@ class Network(ClassicModel):
             # Last, because a head that shares an embedding's weights has drawn them anew.
             for module in self.modules():
                 if isinstance(module, nn.Embedding):
-                    nn.init.normal_(module.weight, std=EMBEDDING_STD)
+                    nn.init.normal_(module.weight, std=self.embedding_std)
         self.tie()
         return self
 
@@ -223,16 +220,17 @@ class Network(ClassicModel):
         """Takes over the frequent words of texts of token ids, if the model has an embedding of words."""
 
     def start_from_vectors(self, words: Sequence[str], vectors: Tensor, encode: Callable[[str], Sequence[int]]) -> int:
-        """Puts vectors (N, C) of words into the embedding, and returns how many of its rows they are.
+        """Puts vectors (N, C) of words into the first C columns of the embedding, and returns how many rows they are.
 
-        `encode` gives the tokens of a word; words of several tokens have no row. Raises InputError for vectors of
-        another width.
+        They are scaled to the deviation of fresh embeddings, so that words without a vector weigh as much. `encode`
+        gives the tokens of a word; words of several tokens have no row. Raises InputError for vectors that are wider
+        than the embedding.
         """
-        table = self.vector_table
-        if vectors.shape[1] != table.weight.shape[1]:
+        table, width = self.vector_table, vectors.shape[1]
+        if width > table.weight.shape[1]:
             raise InputError(
-                f"vectors: {vectors.shape[1]} wide, and the embedding has {table.weight.shape[1]}; set "
-                f"{self.vector_size} = {vectors.shape[1]}."
+                f"vectors: {width} wide, and the embedding has {table.weight.shape[1]}; set "
+                f"{self.vector_size} = {width}."
             )
         rows: dict[int, int] = {}
         for number, word in enumerate(words):
@@ -241,9 +239,13 @@ class Network(ClassicModel):
                 rows.setdefault(row, number)
         with torch.no_grad():
             places, numbers = (torch.tensor(list(side), dtype=torch.long) for side in (rows.keys(), rows.values()))
-            table.weight[places] = vectors[numbers].to(table.weight)
+            scale = self.embedding_std / vectors.std().clamp(min=1e-12)
+            table.weight[places, :width] = (vectors[numbers] * scale).to(table.weight)
         return len(rows)
 
+    embedding_std: ClassVar[float] = 0.3
+    """Deviation of fresh embeddings. With a tenth of it a recurrent network sees next to nothing of its input: a
+    translator has 5.7 nats after 200 steps in place of 4.3."""
     vector_size: ClassVar[str] = "model.classic.embedding_size (or model.hidden_size)"
     """The setting of the width of what `start_from_vectors` fills."""
 

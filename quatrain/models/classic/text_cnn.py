@@ -36,6 +36,7 @@ class TextCNN(Network):
     """Classifies a text by the strongest answers of its filters."""
 
     Config: ClassVar[Any] = TextCNNConfig
+    embedding_std: ClassVar[float] = 0.06
 
     def __init__(self, config: TextCNNConfig):
         super().__init__(config)
