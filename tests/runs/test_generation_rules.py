@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_models import llama
@@ -12,11 +13,13 @@ from tiny_models import llama
 import quatrain
 from quatrain.core.errors import InputError
 from quatrain.core.progress import SilentReporter
+from quatrain.evaluation.evaluate import evaluate
 from quatrain.generation.engine import Engine
 from quatrain.generation.params import SamplingParams
 from quatrain.loading.model import load_model
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.stack import Model
+from quatrain.runs import tasks
 from quatrain.runs.recipe import loads
 from quatrain.runs.runner import Run
 from quatrain.tokenizers.tokenizer import Tokenizer
@@ -57,6 +60,30 @@ generation = {{ no_repeat_ngram_size = 3 }}
 kind = "pretrain"
 evaluate = false
 {train}
+"""
+TRANSLATION = """
+name = "translation"
+[data]
+source = "{source}"
+validation = 0.2
+[tokenizer]
+kind = "bpe"
+vocab_size = 280
+[model]
+family = "recurrent-seq2seq"
+hidden_size = 8
+num_hidden_layers = 1
+max_position_embeddings = 32
+generation = {{ num_beams = 3 }}
+[[stage]]
+kind = "tokenizer"
+[[stage]]
+kind = "finetune"
+objective = "seq2seq"
+{train}
+[evaluate]
+examples = 4
+max_new_tokens = 7
 """
 
 
@@ -103,3 +130,20 @@ def test_rules_out_of_range_are_refused_together() -> None:
         loads(text)
     assert "no_repeat_ngram_size" in str(refused.value)
     assert "repetition_penalty" in str(refused.value)
+
+
+def test_texts_are_scored_as_the_models_beam_search_writes_them(tmp_path: Path, monkeypatch: Any) -> None:
+    pairs = [json.dumps({"source": f"the lot {number}", "target": f"of {number}"}) for number in range(20)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(pairs), encoding="utf-8")
+    asked: list[SamplingParams] = []
+
+    def recorded(*given: Any, params: SamplingParams, **more: Any) -> Any:
+        asked.append(params)
+        return evaluate(*given, params=params, **more)
+
+    monkeypatch.setattr(tasks, "evaluate", recorded)
+    quatrain.run(
+        loads(TRANSLATION.format(source=(tmp_path / "pairs.jsonl").as_posix(), train=TRAIN)),
+        runs_dir=tmp_path / "runs", reporter=SilentReporter(),
+    )  # fmt: skip
+    assert [(params.num_beams, params.max_new_tokens) for params in asked] == [(3, 7)]

@@ -366,11 +366,15 @@ def test_word_vectors_fill_the_rows_of_their_words():
     encode = {"one": [5], "two": [6, 7], "three": [9]}.__getitem__
     before = model.embed_tokens.weight[6].clone()
     assert model.start_from_vectors(["one", "two", "three"], vectors, encode) == 2
-    assert torch.equal(model.embed_tokens.weight[5], vectors[0])
-    assert torch.equal(model.embed_tokens.weight[9], vectors[2])
+    scaled = vectors * (model.embedding_std / vectors.std())
+    torch.testing.assert_close(model.embed_tokens.weight[[5, 9]], scaled[[0, 2]])
     assert torch.equal(model.embed_tokens.weight[6], before)
-    with pytest.raises(InputError, match="7 wide, and the embedding has 8; set model"):
-        model.start_from_vectors(["one"], vectors[:1, :7], encode)
+    narrow = vectors[:1, :7] * (model.embedding_std / vectors[:1, :7].std())
+    rest = model.embed_tokens.weight[5, 7].clone()
+    assert model.start_from_vectors(["one"], vectors[:1, :7], encode) == 1
+    torch.testing.assert_close(model.embed_tokens.weight[5], torch.cat((narrow[0], rest[None])))
+    with pytest.raises(InputError, match="9 wide, and the embedding has 8; set model"):
+        model.start_from_vectors(["one"], torch.zeros(1, 9), encode)
     fixed = TextCNN(TextCNNConfig(vocab_size=40, hidden_size=8, labels=["a", "b"], vectors="static"))
     assert not fixed.embed_tokens.weight.requires_grad
 
@@ -379,7 +383,14 @@ def test_word_vectors_fill_the_rows_of_their_words():
     assert words.start_from_vectors(["one", "two", "three"], vectors, encode) == 2
     spans = words.reader.spans(torch.tensor([[6, 7, 2, 5, 2, 9]]), None)
     rows = words.reader.embed_words(words.reader.table.indices(spans.hashes))[0]
-    assert torch.equal(rows[0], vectors[1]) and torch.equal(rows[1], vectors[0])
+    torch.testing.assert_close(rows[:2], vectors[[1, 0]] * (words.embedding_std / vectors.std()))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_fresh_embeddings_have_their_deviation_even_where_a_head_shares_them(tied):
+    model = language_model(vocab_size=2000, tie_word_embeddings=tied)
+    assert float(model.embed_tokens.weight.std()) == pytest.approx(model.embedding_std, rel=0.05)
+    assert torch.equal(model.embed_tokens.weight, model.lm_head.weight) == tied
 
 
 def test_wrong_ids_and_heads_are_refused():
