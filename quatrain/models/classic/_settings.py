@@ -25,7 +25,9 @@ class ClassicSettings(Settings):
     weight_drop: float | None = Field(default=None, ge=0, lt=1, description="dropped weights from state to state")
     attention: Literal["none", "bahdanau", "luong"] | None = None
     crf: bool | None = Field(default=None, description="score whole sequences of tags (recurrent-encoder)")
-    combine: Literal["concatenate", "mean"] | None = None
+    combine: Literal["concatenate", "mean"] | None = Field(
+        default=None, description="how window-lm reads its tokens, and an elmo tagger the layers (concatenate: TagLM)"
+    )
     window: int | None = Field(default=None, ge=1, le=100_000, description="tokens that window-lm reads")
     kernel_sizes: Listing[int] = Field(default=(), description="widths of filters, in words or characters")
     num_filters: int | None = Field(default=None, ge=1, le=1_000_000, description="filters of each width")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,8 @@ class ElmoConfig(RecurrentConfig, WordConfig):
     """A bidirectional language model over words, and taggers on top of it.
 
     `word_vocab_size` words are predicted; all others count as one. `hidden_size` is the width of each direction. A
-    tagger learns its own layers, `tagger_size` wide, and leaves the language model as it is if `freeze` is set.
+    tagger learns its own layers, `tagger_size` wide, and leaves the language model as it is if `freeze` is set. It
+    reads a learned `mean` of all layers (ELMo), or the word's own vector beside the last layer (`concatenate`, TagLM).
     """
 
     heads: ClassVar[tuple[str, ...]] = ("bidirectional", "token_classification")
@@ -41,6 +42,7 @@ class ElmoConfig(RecurrentConfig, WordConfig):
     crf: bool = False
     freeze: bool = True
     tagger_size: int = 256
+    combine: Literal["mean", "concatenate"] = "mean"
 
 
 class LayerMix(nn.Module):
@@ -57,6 +59,14 @@ class LayerMix(nn.Module):
         for share, layer in zip(shares[1:], layers[1:], strict=True):
             mixed = mixed + share * layer
         return self.scale * mixed
+
+
+class SideBySide(nn.Module):
+    """The first and the last layer joined, as TagLM reads a language model beside its own vector of the word."""
+
+    def forward(self, layers: Sequence[Tensor]) -> Tensor:
+        """Layers (B, W, C) to (B, W, 2 C)."""
+        return torch.cat((layers[0], layers[-1]), dim=-1)
 
 
 class Elmo(CRFTags):
@@ -78,9 +88,10 @@ class Elmo(CRFTags):
             self.lm_head = nn.Linear(width, 1 + config.word_vocab_size)
             self.crf = None
             return
-        self.mix = LayerMix(1 + layers)
+        self.mix: nn.Module = LayerMix(1 + layers) if config.combine == "mean" else SideBySide()
+        reads = 2 * width if config.combine == "mean" else 4 * width
         self.tagger = RecurrentStack(
-            config.replace(num_hidden_layers=1), 2 * width, bidirectional=True, output_size=config.tagger_size
+            config.replace(num_hidden_layers=1), reads, bidirectional=True, output_size=config.tagger_size
         )
         self.add_head(config.tagger_size)
         self.add_crf()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quatrain.core.settings import Listing
-from quatrain.models.classic._network import Network, NetworkConfig
+from quatrain.models.classic._network import Network, NetworkConfig, lengths_of
 
 
 class TextCNNConfig(NetworkConfig):
@@ -55,7 +55,13 @@ class TextCNN(Network):
         if segments is not None:
             embedded = embedded * (segments != 0)[..., None]
         embedded = embedded.transpose(1, 2)
-        parts = [F.relu(layer(embedded)).amax(-1) for layer in self.convolutions]
+        lengths = lengths_of(input_ids, segments)[:, None]
+        parts = []
+        for layer, size in zip(self.convolutions, self.config.kernel_sizes, strict=True):
+            found = F.relu(layer(embedded))
+            # Places that see padding alone do not count: a bias may be the strongest answer there.
+            places = torch.arange(found.shape[-1], device=found.device)
+            parts.append(found.masked_fill((places >= lengths + size - 1)[:, None], 0.0).amax(-1))
         return F.dropout(torch.cat(parts, dim=-1), self.config.dropout, self.training)
 
     def pool(self, hidden: Tensor, segments: Tensor | None) -> Tensor:

@@ -360,6 +360,21 @@ def test_frequent_words_get_an_embedding_of_their_own():
     )
 
 
+def test_a_tagger_reads_the_mean_of_elmos_layers_or_taglms_two_side_by_side(tmp_path):
+    ids = torch.tensor([[5, 6, 2, 7, 8, 2, 9]])
+    for combine, width in (("mean", 20), ("concatenate", 40)):
+        model = bidirectional(head="token_classification", labels=["x", "y"], combine=combine, dropout=0.0)
+        layers, _ = model.layers(ids)
+        read = model.mix(layers)
+        assert read.shape == (1, 3, width)
+        expected = torch.cat((layers[0], layers[-1]), -1) if combine == "concatenate" else torch.stack(layers).mean(0)
+        torch.testing.assert_close(read, expected)
+        model(ids, torch.tensor([[0, 0, -100, 1, 1, -100, 0]]))[1].sum().backward()
+        assert model.projection.weight.grad is None and model.tagger.layers[0].cell.weight_ih_l0.grad is not None
+        model_folder.save(model, tmp_path / combine)
+        assert torch.equal(model_folder.load(tmp_path / combine)(ids)[0], model.eval()(ids)[0])
+
+
 def test_word_vectors_fill_the_rows_of_their_words():
     vectors = torch.arange(24, dtype=torch.float32).view(3, 8)
     model = MODELS["text-cnn"]()
