@@ -188,7 +188,7 @@ def point_chart(
 ) -> str:
     """Labelled points over a logarithmic x axis. Points whose x is not above 0 stand at its left end.
 
-    A label goes to the left of its point in the right third of the chart, and below the label of a near point.
+    A label stands to the right of its point, or where it hides no other label and no other point.
     """
     drawn = [point for point in points if finite(point.x) is not None and finite(point.y) is not None]
     if not drawn:
@@ -217,21 +217,45 @@ def point_chart(
         f'<text class="axis-label" text-anchor="middle" transform="translate(12 {middle:.1f}) rotate(-90)">'
         f"{escaped(y_label)}</text>"
     )
+    places = [(left + plot.x(power), top + plot.y(point.y), point) for power, point in spots]
     taken: list[tuple[float, float, float]] = []
-    for power, point in sorted(spots, key=lambda spot: (spot[1].y, spot[0])):
-        x, y = left + plot.x(power), top + plot.y(point.y)
+    for x, y, point in sorted(places, key=lambda place: (-place[1], place[0])):
         name = shorten(point.label, LONGEST_LABEL)
         size = _CHARACTER * len(name)
-        at_left = x > left + 0.7 * plot.width
-        start = x - 8 - size if at_left else x + 8
-        line = y + 4
-        while any(abs(line - other) < 13 and start < end and begin < start + size for begin, end, other in taken):
-            line -= 13
+        dots = [(other, beside) for other, beside, _ in places if (other, beside) != (x, y)]
+        start, line = _label_place(x, y, size, (left, width - right), taken, dots)
         taken.append((start, start + size, line))
         title = f"<title>{escaped(point.detail or point.label)}</title>"
         body.append(f'<g>{title}<circle class="dot single" cx="{x:.1f}" cy="{y:.1f}" r="4"/></g>')
         body.append(_text("legend", start, line, name, "start"))
     return _svg(label, width, height, body)
+
+
+def _label_place(
+    x: float,
+    y: float,
+    size: float,
+    room: tuple[float, float],
+    taken: Sequence[tuple[float, float, float]],
+    dots: Sequence[tuple[float, float]],
+) -> tuple[float, float]:
+    """Where the label of a point begins, and its line: beside the point, clear of other labels and points if it can.
+
+    `taken` are the begin, end and line of other labels, `room` the left and right end of the chart.
+    """
+    best: tuple[int, float, float] | None = None
+    for shift in (0, -13, 13, -26, 26):
+        for start in (x + 8, x - 12 - size):
+            if start < room[0] or start + size > room[1]:
+                continue
+            line = y + 4 + shift
+            hits = sum(abs(line - other) < 13 and start < end and begin < start + size for begin, end, other in taken)
+            hits += sum(abs(line - 4 - other) < 9 and start - 5 < dot < start + size + 5 for dot, other in dots)
+            if best is None or hits < best[0]:
+                best = (hits, start, line)
+            if not hits:
+                return start, line
+    return (x + 8, y + 4) if best is None else best[1:]
 
 
 def heat_chart(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]], *, label: str) -> str:

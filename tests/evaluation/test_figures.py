@@ -46,6 +46,18 @@ def test_points_stand_over_a_logarithmic_axis():
     one, ten, hundred, zero = places
     assert ten - one == pytest.approx(hundred - ten, abs=0.2) and zero == one
     assert "nothing to draw" in point_chart([], label="", x_label="", y_label="")
+    near = [
+        Point("three words long", 10, 2.0),
+        Point("other", 11, 2.02),
+        Point("third", 12, 2.04),
+        Point("far", 1, 9.0),
+    ]
+    chart = point_chart(near, label="", x_label="s", y_label="bits")
+    dots = [tuple(map(float, place)) for place in re.findall(r'single" cx="([\d.]+)" cy="([\d.]+)"', chart)]
+    named = [text for text in re.findall(r'<text class="legend" x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]+)<', chart)]
+    assert len(dots) == len(named) == 4
+    for x, y, name in ((float(x), float(y), name) for x, y, name in named):
+        assert not any(x < dot < x + 6 * len(name) and abs(y - 4 - other) < 9 for dot, other in dots), name
     assert heat_chart(["r"], ["c"], [[2.0]], label="").count('fill-opacity="1.000"') == 1
 
 
