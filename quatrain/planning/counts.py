@@ -77,8 +77,7 @@ def _tables(model: Model) -> int:
 
 
 def _multiplied(model: Model) -> int:
-    tied = model.lm_head is not None and model.config.tie_word_embeddings
-    return model.num_parameters() - _tables(model) + (model.embed_tokens.weight.numel() if tied else 0)
+    return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
 
 
 def parameters(config: ModelConfig) -> int:
@@ -120,24 +119,29 @@ def embedding_parameters(config: ModelConfig) -> int:
 
 
 def matmul_parameters(config: ModelConfig) -> int:
-    """Weights and biases of all matrix products of a token, with the head (tied or not) and without embedding tables.
+    """Elements of the matrices that a token is multiplied with: those of linear layers, with the head, tied or not.
 
-    For an encoder-decoder: one token through the encoder and one through the decoder.
+    Embedding tables, norms and biases are not counted. For an encoder-decoder: one token through the encoder and one
+    through the decoder.
     """
     return _counted(config, _multiplied)
 
 
-def flops_per_token(config: ModelConfig, context: int, training: bool = True, *, frozen: bool = False) -> float:
-    """Floating-point operations of one token in a text of `context` tokens.
+def flops_per_token(
+    config: ModelConfig, context: int, training: bool = True, *, frozen: bool = False, windows: bool = True
+) -> float:
+    """Floating-point operations of one token in a text of `context` tokens, those of matrix products.
 
-    Forward: 2 N + 4 L H D T, with N the weights multiplied (head included, embedding tables not), L layers, H heads
-    of width D and T the context, or the window of a sliding layer. The backward pass takes twice as much, so training
-    is 6 N + 12 L H D T. As in PaLM, causal attention is counted whole. An encoder-decoder reads and writes
-    `context` tokens, and each decoder layer attends to both. `frozen` is for the training of an adapter: without the
-    gradients of the frozen weights it takes 4 N instead of 6 N.
+    Forward: 2 N + 4 L H D T, with N the weights multiplied (`matmul_parameters`), L layers, H heads of width D and T
+    the context, or the window of a sliding layer. The backward pass takes twice as much, so training is
+    6 N + 12 L H D T. As in PaLM, causal attention is counted whole. An encoder-decoder reads and writes `context`
+    tokens, and each decoder layer attends to both. `frozen` is for the training of an adapter: without the gradients of
+    the frozen weights it takes 4 N instead of 6 N. `windows` = False counts what a kernel computes that masks the
+    scores outside a window instead of leaving them out. PyTorch's counter gives exactly these numbers.
     """
     weights = 2 * matmul_parameters(config)
-    attention = 4 * config.num_attention_heads * config.head_dim * sum(_spans(config, context))
+    spans = _spans(config, context) if windows else [context] * config.num_hidden_layers
+    attention = 4 * config.num_attention_heads * config.head_dim * sum(spans)
     if config.architecture == "encoder-decoder":
         encoder = config.encoder
         width = encoder.num_attention_heads * encoder.head_dim

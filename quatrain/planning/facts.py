@@ -38,6 +38,8 @@ class Device(Settings):
     bandwidth: float | None = Field(None, gt=0)
     power: float | None = Field(None, gt=0)
     price: float | None = Field(None, ge=0)
+    cores: int | None = Field(None, gt=0)
+    """Cores of a processor: its power is that of all of them."""
 
     def flops_per_second(self, precision: str = "bfloat16") -> float:
         """Peak FLOP/s of matrix products in a precision. Raises InputError if the file does not have it."""

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 else:
     AnyStage = Annotated[Union[tuple(spec.settings for spec in specs().values())], Field(discriminator="kind")]  # noqa: UP007
 
-UNMARKED_TABLES = ("name", "description", "next", "tracking")
+UNMARKED_TABLES = ("name", "description", "next", "tracking", "energy")
 """Top-level keys that do not change results either."""
 
 

@@ -24,6 +24,7 @@ from quatrain.core.locks import LOCK_NAME, FolderLock
 from quatrain.core.process_memory import peak_memory, reset_peak_memory
 from quatrain.core.processes import process_number
 from quatrain.core.progress import Reporter, create_reporter, drop_metrics
+from quatrain.planning.energy import Energy, EnergyMeter
 from quatrain.runs.contexts import stage_context
 from quatrain.runs.distributed import announce, dismiss, divided, follow, losses_explained
 from quatrain.runs.fingerprints import stage_marks
@@ -127,6 +128,8 @@ class _Runner:
         self.names = [stage_name(index, stage) for index, stage in enumerate(recipe.stage)]
         self.started = time.monotonic()
         self.seconds_before: float = state.get("seconds") or 0.0
+        self.energy = Energy.of(state.get("energy"))
+        self.meter = EnergyMeter(recipe.energy)
 
     def run(self, *, restart: bool, reuse: bool) -> Run:
         if restart:
@@ -152,7 +155,7 @@ class _Runner:
 
     def _clear(self) -> None:
         self._refuse_foreign_folder()
-        self.seconds_before = 0.0
+        self.seconds_before, self.energy = 0.0, Energy()
         for name in RUN_FILES:
             path = self.folder / name
             with disk_errors(path):
@@ -223,8 +226,8 @@ class _Runner:
 
     def _write_state(self, *, finished: bool, **more: Any) -> None:
         write_text(self.folder / RECIPE_FILE, dumps(self.recipe))
-        state = {"finished": finished, "stages": self.names, "inputs": self.inputs, "seconds": self.seconds} | more
-        write_json(self.folder / STATE_FILE, state)
+        state = {"finished": finished, "stages": self.names, "inputs": self.inputs, "seconds": self.seconds}
+        write_json(self.folder / STATE_FILE, state | {"energy": self.energy.as_dict()} | more)
 
     def _remove_other_stages(self) -> None:
         folder = self.folder / "stages"
@@ -259,13 +262,19 @@ class _Runner:
         settings: Any = divided(self.recipe.stage[index], process_number()[1])
         reset_peak_memory()
         started = time.monotonic()
-        with failures_explained(name, context.stage_folder):
-            result = spec_of(settings).run(settings, context)
+        self.meter.start()
+        try:
+            with failures_explained(name, context.stage_folder):
+                result = spec_of(settings).run(settings, context)
+        finally:
+            spent = self.meter.stop()
+            self.energy += spent
         if not isinstance(result, StageResult):
             raise TypeError(f"the {settings.kind} stage returned {type(result).__name__}, not a StageResult")
         values = result.as_dict()
         values.setdefault("seconds", round(time.monotonic() - started, 3))
         values.setdefault("peak_memory_bytes", peak_memory())
+        values["energy"] = spent.as_dict()
         record = {"kind": settings.kind, "name": name, "fingerprint": mark.fingerprint, "finished": True} | values
         write_json(context.stage_folder / "result.json", _finite(record))
         return record
@@ -278,10 +287,10 @@ class _Runner:
             with disk_errors(self.folder / "model"):
                 link_folder(models[-1], self.folder / "model")
             write_text(self.folder / "model" / RECIPE_FILE, dumps(self.recipe))
-            write_card(done)
+            write_card(done, self.energy)
         self._write_report()
         self._write_state(finished=True, has_model=bool(models))
-        report_finished(done, self.reporter, self.seconds)
+        report_finished(done, self.reporter, self.seconds, self.energy)
 
     def _write_report(self) -> None:
         """Write the report; an error in it does not fail the run."""

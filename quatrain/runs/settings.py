@@ -16,6 +16,7 @@ from quatrain.core.wording import format_value
 from quatrain.data.settings import DataSettings, TokenizerSettings
 from quatrain.evaluation.settings import EvaluateSettings
 from quatrain.models.transformer.settings import ModelSettings, families_with_head
+from quatrain.planning.energy import EnergySettings
 
 UNMARKED_KEYS = frozenset({"log_every", "checkpoint_every", "parallel", "device"})
 """Keys of any table that change what a run shows, or where it runs, but not its results."""
@@ -95,6 +96,7 @@ class RecipeSettings(Settings):
     stage: Listing[StageSettings]
     evaluate: EvaluateSettings = EvaluateSettings()
     tracking: Listing[Literal["tensorboard", "trackio", "wandb"]] = ()
+    energy: EnergySettings = EnergySettings()
     next: Listing[str] = ()
 
     def data_of(self, stage: Settings) -> DataSettings:

@@ -11,6 +11,7 @@ from quatrain.core.atomic import write_text
 from quatrain.core.progress import Reporter
 from quatrain.core.wording import format_bytes, format_duration, format_metric
 from quatrain.evaluation.safety.card import write_safety_section
+from quatrain.planning.energy import Energy
 from quatrain.runs.folder import Run, free_name
 from quatrain.runs.recipe import load, recipe_names
 
@@ -27,22 +28,24 @@ def report_done_before(run: Run, reporter: Reporter) -> None:
     _next(run, reporter)
 
 
-def report_finished(run: Run, reporter: Reporter, seconds: float) -> None:
+def report_finished(run: Run, reporter: Reporter, seconds: float, energy: Energy) -> None:
     """The closing summary of a run that has just finished; `seconds` is its whole duration."""
     _samples(run, reporter)
     peak = max((result.get("peak_memory_bytes") or 0 for result in run.results), default=0)
     memory = f", peak memory {format_bytes(peak)}" if peak else ""
     reporter.info("")
     reporter.info(f"Finished in {format_duration(seconds)}{memory}.")
+    if energy.method:
+        reporter.info(f"Energy: {energy.text}.")
     _made(run, reporter)
     _scores(run, reporter)
     _next(run, reporter)
 
 
-def write_card(run: Run) -> None:
-    """Write the final model's `README.md`: its data, method and scores."""
+def write_card(run: Run, energy: Energy) -> None:
+    """Write the final model's `README.md`: its data, method, energy and scores."""
     if run.model is not None:
-        write_text(run.model / "README.md", _card(run))
+        write_text(run.model / "README.md", _card(run, energy))
         update_card(run.folder)
 
 
@@ -241,7 +244,7 @@ def _size(path: Path) -> int:
     return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
 
 
-def _card(run: Run) -> str:
+def _card(run: Run, energy: Energy) -> str:
     recipe = run.recipe
     source = recipe.data.source or recipe.data.database or recipe.data.task or "the data of its stages"
     shape = recipe.model.folder or (
@@ -257,6 +260,7 @@ def _card(run: Run) -> str:
         f"- Data: `{source}`",
         f"- Stages: {', '.join(stage.kind for stage in recipe.stage)} (seed {recipe.seed})",
         "- Recipe: `recipe.toml` in this folder; `quatrain run recipe.toml` makes it again",
+        *([f"- Energy: {energy.text}"] if energy.method else []),
         "",
     ]
     columns, rows = score_table(run.results)

@@ -67,9 +67,9 @@ FAMILIES = sorted({*DECODERS, *ENCODERS, *ENCODER_DECODERS})
 def test_the_formulas_equal_what_a_small_model_holds(family: str) -> None:
     config = fresh_config(family, SIZES)
     rows = {row.name: row for row in compare(config)}
-    exact = ("parameters", "bytes of weights", "bytes of AdamW's states", "bytes of the KV cache")
-    assert all(rows[name].error == 0 for name in exact if name in rows)
-    assert abs(rows["FLOPs of a training step"].error) < 0.05
+    exact = ("parameters", "bytes of weights", "bytes of AdamW's states", "bytes of the KV cache",
+             "FLOPs of a forward pass", "FLOPs of a training step")  # fmt: skip
+    assert all(rows[name].error == 0 for name in exact if name in rows), rows
     if "bytes that a layer saves" in rows:
         assert abs(rows["bytes that a layer saves"].error) < 0.005
     assert all(abs(row.error) <= LIMIT for row in rows.values())

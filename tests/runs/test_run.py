@@ -98,6 +98,11 @@ def test_stages_run_in_order_and_hand_their_work_on(tmp_path: Path, stages: Stag
     result = json.loads((folder / "stages/04-dpo/result.json").read_text())
     assert result["kind"] == "dpo" and result["name"] == "04-dpo" and result["finished"] is True
     assert result["tokens"] == 10 and result["seconds"] >= 0 and result["peak_memory_bytes"] > 1e6
+    state = json.loads((folder / "run.json").read_text())
+    spent = [json.loads((folder / "stages" / name / "result.json").read_text())["energy"]["kwh"] for name in ALL]
+    assert state["energy"]["kwh"] == pytest.approx(sum(spent)) and all(each >= 0 for each in spent)
+    assert "- Energy: " in (folder / "model/README.md").read_text()
+    assert "Energy of the run: " in done.report.read_text(encoding="utf-8")
 
 
 def test_a_finished_run_does_nothing_again(tmp_path: Path, stages: Stages, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from quatrain.core.reading import parse_toml, read_bytes
 from quatrain.evaluation.charts import finite
 from quatrain.evaluation.report.suites import FOLDER as SUITES_FOLDER
 from quatrain.evaluation.report.suites import stored_results
+from quatrain.planning.energy import Energy
 
 MOST_BYTES = 256 * 1024 * 1024
 """The largest result of a stage that is read."""
@@ -113,6 +114,11 @@ class StageRecord:
         if not all(isinstance(count, int) and count >= 0 for row in counts for count in row):
             return None
         return [str(label) for label in labels], counts
+
+    @property
+    def energy(self) -> Energy:
+        """The energy of the stage; none where it was not written."""
+        return Energy.of(self.result.get("energy"))
 
     @property
     def notes(self) -> list[str]:

@@ -30,6 +30,7 @@ from quatrain.evaluation.report.reading import Curve, RunRecord, StageRecord
 from quatrain.evaluation.report.samples import samples
 from quatrain.evaluation.report.suites import suites
 from quatrain.evaluation.report.wording import amount, duration, interval, is_share, metric, plain, size
+from quatrain.planning.energy import Energy, format_energy
 
 _POINTS = 600
 _MAIN_CURVES = ("loss", "validation_loss")
@@ -369,10 +370,12 @@ def _cost(run: RunRecord, names: dict[str, str]) -> dict[str, Any] | None:
                 "tokens": amount(tokens),
                 "rate": f"{tokens / learning:,.0f}" if tokens and learning else "–",
                 "flops": amount(stage.number("flops"), "FLOP"),
+                "energy": format_energy(stage.energy.kwh) if stage.energy.method else "–",
             }
         )
         if seconds:
             parts.append(Slice(names[stage.name], seconds, duration(seconds)))
+    energy = sum((stage.energy for stage in having), Energy())
     total = {
         "name": "the whole run",
         "time": duration(_sum(run, "seconds")),
@@ -380,6 +383,7 @@ def _cost(run: RunRecord, names: dict[str, str]) -> dict[str, Any] | None:
         "tokens": amount(_sum(run, "tokens")),
         "rate": "",
         "flops": amount(_sum(run, "flops"), "FLOP"),
+        "energy": format_energy(energy.kwh) if energy.method else "–",
     }
     shares = share_chart(parts, label="Share of the time by stage") if len(parts) > 1 else None
-    return {"rows": rows, "total": total, "shares": shares}
+    return {"rows": rows, "total": total, "shares": shares, "energy": energy.text if energy.method else None}
