@@ -42,6 +42,7 @@ IMPORTED_AS = {
     "prometheus-client": "prometheus_client",
     "umap-learn": "umap",
     "python-docx": "docx",
+    "nvidia-ml-py": "pynvml",
 }
 LONGEST_FUNCTION = 90
 MOST_PARAMETERS = 10

@@ -188,8 +188,8 @@ def plan(
     sections = [model_section(size), inference_section(size), *cluster.sections(size)]
     figures: dict[str, Any] = {name: value for section in sections[:2] for name, value in section.figures.items()}
     figures |= {section.key: section.figures for section in sections[2:]}
+    sections += _stages(recipe, figures)
     if size.config is not None:
-        sections += _stages(size.config, recipe, stored, figures)
         method_plan = training.plan(model, size.config, stored)
         if method_plan is not None:
             figures["method"] = method_plan.as_dict()
@@ -223,9 +223,9 @@ def _given(**options: Any) -> dict[str, Any]:
 def _size(model: str, overrides: tuple[str, ...], active: str | None) -> tuple[ModelSize, Recipe | None, str]:
     """What is planned; its recipe, if any; dtype of the initial weights."""
     from quatrain.core.errors import InputError
-    from quatrain.models import classic
-    from quatrain.models.io.model_folder import config_of
+    from quatrain.planning.counts import is_planned
     from quatrain.planning.facts import load_facts
+    from quatrain.planning.formulas import Sizes, classic_sizes
     from quatrain.planning.overview import ModelSize, parse_number
     from quatrain.runs.recipe import recipe_names
 
@@ -236,7 +236,7 @@ def _size(model: str, overrides: tuple[str, ...], active: str | None) -> tuple[M
         if overrides:
             raise InputError(f"{overrides[0]}: only a recipe's settings can be changed, and {model} is a size")
         if published is not None:
-            return ModelSize.of(model, config_of(dict(published.config))), None, "float32"
+            return ModelSize.published(model, published), None, "float32"
         used = None if active is None else parse_number(active)
         if active is not None and used is None:
             raise InputError(f"--active {active!r}: must be a number of parameters such as 37b")
@@ -244,18 +244,26 @@ def _size(model: str, overrides: tuple[str, ...], active: str | None) -> tuple[M
     if active is not None:
         raise InputError("--active: only for a bare size such as 671b; the parameters of a model are counted.")
     config, recipe, stored = _config(model, overrides)
-    if classic.find(config.family) is not None:
-        raise InputError(f"{model}: a plan is for transformers, and this is a model of type {config.family}.")
+    if isinstance(config, Sizes):
+        return ModelSize.counted(model, config), recipe, stored
+    if not is_planned(config):
+        return ModelSize.counted(model, classic_sizes(config)), recipe, stored
     return ModelSize.of(model, config), recipe, stored
 
 
-def _config(model: str, overrides: tuple[str, ...]) -> tuple[ModelConfig, Recipe | None, str]:
-    """The configuration of a model folder, hub model or recipe; its recipe, if any; dtype of the initial weights."""
+def _config(model: str, overrides: tuple[str, ...]) -> tuple[Any, Recipe | None, str]:
+    """The configuration of a model folder, hub model or recipe; its recipe, if any; dtype of the initial weights.
+
+    Models that have a formula and no family of the package have their sizes instead.
+    """
     from quatrain.core.errors import InputError
     from quatrain.core.progress import create_reporter
+    from quatrain.core.reading import read_json
     from quatrain.models.hub import CONFIG, resolve
     from quatrain.models.io.model_folder import checkpoint_dtype, load_config
     from quatrain.models.run_folder import run_folder
+    from quatrain.planning.formulas import sizes_of
+    from quatrain.runs.costs import starting_config
     from quatrain.runs.recipe import load, recipe_names
 
     of_run = model not in recipe_names() and run_folder(model) is not None
@@ -264,12 +272,11 @@ def _config(model: str, overrides: tuple[str, ...]) -> tuple[ModelConfig, Recipe
         if overrides:
             raise InputError(f"{overrides[0]}: only a recipe's settings can be changed, and {model} is a model")
         folder = resolve(model, files=CONFIG)
-        return load_config(folder), None, checkpoint_dtype(folder)
+        by_formula = sizes_of(read_json(folder / "config.json"))
+        return by_formula or load_config(folder), None, checkpoint_dtype(folder)
     recipe = load(model, overrides, say=create_reporter(stream=sys.stderr).info)
-    if recipe.model.folder is not None:
-        folder = resolve(recipe.model.folder, files=CONFIG)
-        return load_config(folder), recipe, checkpoint_dtype(folder)
-    return recipe.model.config(recipe.tokenizer.vocab_size), recipe, "float32"
+    config, stored = starting_config(recipe)
+    return config, recipe, stored
 
 
 def _special(model: str) -> list[int]:
@@ -282,25 +289,22 @@ def _special(model: str) -> list[int]:
     return sorted(tokenizer.special_ids) if tokenizer is not None else []
 
 
-def _stages(config: ModelConfig, recipe: Recipe | None, stored: str, figures: dict[str, Any]) -> list[Section]:
-    """Peak memory of each training stage of a recipe; also put into `figures`."""
+def _stages(recipe: Recipe | None, figures: dict[str, Any]) -> list[Section]:
+    """Peak memory and FLOPs of each training stage of a recipe; also put into `figures`."""
     from quatrain.core.wording import format_bytes
     from quatrain.planning.overview import Section
-    from quatrain.planning.training_plan import plan_training
+    from quatrain.runs.costs import stage_costs
 
+    if recipe is None:
+        return []
     section = Section("training on this machine")
     peaks = {}
-    for stage in recipe.stage if recipe else ():
-        train = getattr(stage, "train", None)
-        if recipe is None or train is None:
-            continue
-        stage_plan = plan_training(
-            config, train, recipe.context_of(stage), adapter=getattr(stage, "adapter", None), stored=stored
-        )
-        peaks[stage.kind] = peak = stage_plan.memory.peak
-        section.rows.append([f"memory of {stage.kind} at its peak, about", format_bytes(peak), "simulated steps"])
-        stored = "float32"  # the dtype of the model that a stage leaves to the next
-    if not peaks:
-        return []
-    figures["training"] = peaks
-    return [section]
+    for stage in stage_costs(recipe):
+        if stage.memory is not None:
+            peaks[stage.kind] = stage.memory
+            text = format_bytes(stage.memory)
+            section.rows.append([f"memory of {stage.kind} at its peak, about", text, "simulated steps"])
+        section.rows.append([f"FLOPs of {stage.kind}", f"{stage.flops:.3g}", "FLOPs of a token x tokens"])
+    if peaks:
+        figures["training"] = peaks
+    return [section] if section.rows else []

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -150,6 +150,19 @@ def flops_per_token(
     if not training:
         return float(weights + attention)
     return float((2 if frozen else 3) * weights + 3 * attention)
+
+
+def is_planned(config: Any) -> bool:
+    """Whether the formulas of transformers hold: models from before count their own operations."""
+    return isinstance(config, ModelConfig)
+
+
+def training_flops_per_token(config: Any, context: int) -> float:
+    """Operations that learn from one token, of any model; a model from before the transformer counts its own."""
+    if is_planned(config):
+        return flops_per_token(config, context)
+    own: float = config.flops_per_token(training=True)
+    return own
 
 
 def _spans(config: ModelConfig, context: int) -> list[int]:

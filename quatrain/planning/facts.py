@@ -56,6 +56,8 @@ class PublishedModel(Settings):
 
     config: dict[str, Any]
     parameters: int = Positive
+    active: int | None = Field(None, gt=0)
+    """Parameters that a token passes through, of a mixture of experts."""
     source: str = ""
 
 

@@ -14,9 +14,12 @@ from typing import Any
 
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_bytes
+from quatrain.models.io.model_folder import config_of
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.planning import counts, scaling
 from quatrain.planning.bill import Cluster, Offer, bill, cheapest_clusters, pf_days, training_flops
+from quatrain.planning.facts import PublishedModel
+from quatrain.planning.formulas import Sizes, sizes_of
 from quatrain.planning.parallelism import (
     Layout,
     Step,
@@ -46,6 +49,8 @@ class ModelSize:
     parameters: float
     config: ModelConfig | None = None
     active: float | None = None
+    sizes: Sizes | None = None
+    """Sizes of a model that is none of the package's transformers."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.parameters < 2**58:
@@ -59,6 +64,19 @@ class ModelSize:
     def of(cls, name: str, config: ModelConfig) -> ModelSize:
         """The size of a model with its shapes, counted exactly."""
         return cls(name, counts.parameters(config), config)
+
+    @classmethod
+    def counted(cls, name: str, sizes: Sizes) -> ModelSize:
+        """The size of another model, by its formula."""
+        active = sizes.active if sizes.active < sizes.parameters else None
+        return cls(name, sizes.parameters, active=active, sizes=sizes)
+
+    @classmethod
+    def published(cls, name: str, model: PublishedModel) -> ModelSize:
+        """The size of a published model: counted on the network of its family, or by the formula of its type."""
+        config = dict(model.config)
+        sizes = sizes_of(config)
+        return cls.of(name, config_of(config)) if sizes is None else cls.counted(name, sizes)
 
     @property
     def used(self) -> float:
@@ -89,6 +107,8 @@ def model_section(size: ModelSize) -> Section:
     if size.active is not None:
         section.add("active_parameters", int(size.active), "active for a token", f"{int(size.active):,}", "N_active")
     config = size.config
+    if size.sizes is not None:
+        return _with_sizes(section, size.sizes)
     if config is None:
         flops = 2 * size.used
         section.add("flops_per_token", flops, "FLOPs to read or write a token", _flops(flops), "2 N, without attention")
@@ -111,6 +131,21 @@ def model_section(size: ModelSize) -> Section:
     return section
 
 
+def _with_sizes(section: Section, sizes: Sizes) -> Section:
+    """The parts and FLOPs of a model that is counted by formula."""
+    section.figures["by_part"] = dict(sizes.parts)
+    total = sizes.parameters
+    section.rows += [[f"  {name}", f"{count:,}", f"{count / total:.1%}"] for name, count in sizes.parts.items()]
+    flops = sizes.flops(sizes.context)
+    place = f", T = {sizes.context:,}" if sizes.context and "T" in sizes.formula else ""
+    section.add("flops_per_token", flops, f"FLOPs of one {sizes.unit}", _flops(flops), f"{sizes.formula}{place}")
+    section.add(
+        "training_flops_per_token", 3 * flops, f"FLOPs to learn from one {sizes.unit}", _flops(3 * flops),
+        "three times the forward pass",
+    )  # fmt: skip
+    return section
+
+
 def inference_section(size: ModelSize) -> Section:
     """Bytes of the weights in each precision, and of the KV cache."""
     section = Section("inference")
@@ -119,6 +154,13 @@ def inference_section(size: ModelSize) -> Section:
     for name, count in weights.items():
         section.rows.append([f"weights in {name}", format_bytes(count), f"N x {counts.WEIGHT_BITS[name]} bits"])
     config = size.config
+    if size.sizes is not None and size.sizes.cache:
+        cache = 2 * size.sizes.cache
+        section.add(
+            "cache_per_token", cache, "KV cache of a token, bfloat16", format_bytes(cache), "2 bytes an element"
+        )
+    if size.sizes is not None and size.sizes.state:
+        section.add("state", size.sizes.state, "state of a text, float32", format_bytes(size.sizes.state), "any length")
     if config is None or not (config.is_causal or config.architecture == "encoder-decoder"):
         return section
     longest = config.max_position_embeddings

@@ -24,7 +24,7 @@ class Mark:
 
 
 def stage_marks(recipe: RecipeSettings, inputs: Mapping[str, str]) -> list[Mark]:
-    """One mark for each stage, each built on the one before; `inputs` are the marks of the user's files."""
+    """One mark for each stage, each built on the last one that leaves something; `inputs` mark the user's files."""
     marks: list[Mark] = []
     before = Mark("", "")
     for stage in recipe.stage:
@@ -32,14 +32,20 @@ def stage_marks(recipe: RecipeSettings, inputs: Mapping[str, str]) -> list[Mark]
         measured = bool(settings.pop("evaluate", True))
         spec = spec_of(stage)
         shared: dict[str, Any] = {"version": DATA_VERSION, "seed": recipe.seed, "inputs": dict(inputs)}
-        shared |= {table: to_dict(getattr(recipe, table)) for table in spec.tables}
+        shared |= {table: _table(getattr(recipe, table)) for table in spec.tables}
         work = _hash({"settings": settings, "shared": shared, "before": before.work})
         whole: dict[str, Any] = {"work": work, "before": before.fingerprint}
         if spec.measured:
             whole |= {"measured": measured, "evaluate": to_dict(recipe.evaluate)}
-        before = Mark(_hash(whole), work)
-        marks.append(before)
+        marks.append(Mark(_hash(whole), work))
+        if spec.produces:  # no later stage depends on one that leaves nothing
+            before = marks[-1]
     return marks
+
+
+def _table(value: Any) -> Any:
+    """A table of the recipe, or all stages."""
+    return [_table(each) for each in value] if isinstance(value, tuple) else _without(to_dict(value), UNMARKED_KEYS)
 
 
 def _without(value: Any, keys: frozenset[str]) -> Any:

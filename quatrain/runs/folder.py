@@ -25,7 +25,7 @@ TYPES: dict[str, type | tuple[type, ...]] = {
     "finished": bool, "has_model": bool, "compressed": bool, "stages": list, "inputs": dict, "seconds": NUMBER,
     "work": str, "fingerprint": str, "kind": str, "name": str, "scores": dict, "samples": list, "notes": list,
     "perplexity": NUMBER, "validation_loss": NUMBER, "tokens": NUMBER, "flops": NUMBER, "parameters": NUMBER,
-    "trainable_parameters": NUMBER, "model_bytes": NUMBER, "peak_memory_bytes": NUMBER, "energy": dict,
+    "trainable_parameters": NUMBER, "model_bytes": NUMBER, "peak_memory_bytes": NUMBER, "energy": dict, "gates": list,
 }  # fmt: skip
 """Types of the keys in the files that a run writes; each may be null."""
 

@@ -33,7 +33,7 @@ from quatrain.core.tracking import Trackers
 from quatrain.models.hub import BASE
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.stack import Block, Model
-from quatrain.planning.counts import flops_per_token
+from quatrain.planning.counts import training_flops_per_token
 from quatrain.planning.machine import choose_device
 from quatrain.planning.training_memory import step_activations
 from quatrain.runs.job import TrainingData, TrainingJob
@@ -221,7 +221,7 @@ def train(
         result = trainer.train()
         elapsed = time.perf_counter() - began
     trainable, total, _ = count_trainable_parameters(model)
-    flops = _flops_per_token(model, learning.length) * result.size
+    flops = training_flops_per_token(model.config, learning.length) * result.size
     return result, StageResult(
         tokens=result.size,
         flops=flops,
@@ -238,14 +238,6 @@ def train(
         }
         | ({} if learning.watch is None else {"alarms": [alarm.as_dict() for alarm in learning.watch.alarms]}),
     )
-
-
-def _flops_per_token(model: Any, length: int) -> float:
-    """Operations of one token, or example, in training."""
-    if model.is_planned:
-        return flops_per_token(model.config, length, training=True)
-    own: float = model.config.flops_per_token(training=True)
-    return own
 
 
 def metrics_log(context: StageContext, resume_step: int) -> AbstractContextManager[MetricsLog | None]:

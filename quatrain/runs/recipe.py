@@ -185,7 +185,8 @@ def changes(old: Recipe, new: Recipe) -> list[str]:
     before_flat, after_flat = _flat(to_dict(old)), _flat(to_dict(new))
     for key in dict.fromkeys([*before_flat, *after_flat]):
         top = key.partition(".")[0]
-        unmarked = top in UNMARKED_TABLES or key.rpartition(".")[2] in UNMARKED_KEYS
+        parts = {part.partition("[")[0] for part in key.split(".")}
+        unmarked = top in UNMARKED_TABLES or parts & UNMARKED_KEYS
         if unmarked or top in skipped:
             continue
         if before_flat.get(key) != after_flat.get(key):

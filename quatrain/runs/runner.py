@@ -12,7 +12,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from quatrain.runs.contexts import stage_context
 from quatrain.runs.distributed import announce, dismiss, divided, follow, losses_explained
 from quatrain.runs.fingerprints import stage_marks
 from quatrain.runs.folder import Run, free_name, link_folder, make_folder, prepare, read_json, written_folder
+from quatrain.runs.gates import GateOutcome, check, outcomes
 from quatrain.runs.inputs import check_inputs, input_marks, left_out
 from quatrain.runs.recipe import Recipe, changes, dumps, load, loads
 from quatrain.runs.stage import StageContext, StageResult, stage_name
@@ -105,9 +106,21 @@ def finished_run(folder: Path, recipe: Recipe) -> Run | None:
     )
     if not complete or state.get("stages") != names:
         return None
+    if not all(gate.passed for gate in gate_outcomes(recipe, results)):
+        return None  # Its gates have changed: the runner names those that are not passed.
     if state.get("has_model") and not any((folder / "model" / name).is_file() for name in MODEL_FILES):
         return None
     return Run(folder, recipe, [result for result in results if result], done_before=True)
+
+
+def gate_outcomes(recipe: Recipe, results: Sequence[Mapping[str, Any] | None]) -> list[GateOutcome]:
+    """The gates of the stages that have results."""
+    return [
+        outcome
+        for index, (stage, result) in enumerate(zip(recipe.stage, results, strict=False))
+        if result is not None
+        for outcome in outcomes(stage_name(index, stage), stage.gates, result)
+    ]
 
 
 def read_result(folder: Path, name: str) -> dict[str, Any] | None:
@@ -130,6 +143,7 @@ class _Runner:
         self.seconds_before: float = state.get("seconds") or 0.0
         self.energy = Energy.of(state.get("energy"))
         self.meter = EnergyMeter(recipe.energy)
+        self.gates: list[GateOutcome] = []
 
     def run(self, *, restart: bool, reuse: bool) -> Run:
         if restart:
@@ -143,6 +157,8 @@ class _Runner:
         except BaseException:
             with contextlib.suppress(QuatrainError):
                 self._write_state(finished=False)
+                if self.gates:
+                    self._write_report()
             raise
         done = Run(self.folder, self.recipe, results)
         self._finalize(done)
@@ -212,14 +228,11 @@ class _Runner:
         return [name for name in names if read_result(self.folder, name)]
 
     def _valid_stages(self) -> list[str]:
-        """Leading finished stages whose fingerprints match this recipe."""
-        valid = []
-        for name, mark in zip(self.names, self.marks, strict=True):
-            result = read_result(self.folder, name)
-            if result is None or result.get("fingerprint") != mark.fingerprint:
-                break
-            valid.append(name)
-        return valid
+        """Finished stages whose fingerprints match this recipe."""
+        found = (
+            (name, mark, read_result(self.folder, name)) for name, mark in zip(self.names, self.marks, strict=True)
+        )
+        return [name for name, mark, result in found if result and result.get("fingerprint") == mark.fingerprint]
 
     def _has_checkpoints(self) -> bool:
         return any(True for _ in (self.folder / "stages").glob("*/checkpoints/*"))
@@ -227,7 +240,8 @@ class _Runner:
     def _write_state(self, *, finished: bool, **more: Any) -> None:
         write_text(self.folder / RECIPE_FILE, dumps(self.recipe))
         state = {"finished": finished, "stages": self.names, "inputs": self.inputs, "seconds": self.seconds}
-        write_json(self.folder / STATE_FILE, state | {"energy": self.energy.as_dict()} | more)
+        state |= {"energy": self.energy.as_dict(), "gates": [each.as_dict() for each in self.gates]}
+        write_json(self.folder / STATE_FILE, state | more)
 
     def _remove_other_stages(self) -> None:
         folder = self.folder / "stages"
@@ -243,7 +257,7 @@ class _Runner:
         for index, name in enumerate(self.names):
             result = read_result(self.folder, name)
             if redo or result is None or result.get("fingerprint") != self.marks[index].fingerprint:
-                redo = True
+                redo = redo or bool(spec_of(self.recipe.stage[index]).produces)
                 context = stage_context(
                     self.recipe, self.folder, index, self.reporter, shared=shared, announce=partial(announce, index)
                 )
@@ -251,7 +265,14 @@ class _Runner:
             else:
                 self.reporter.stage(index + 1, len(self.names), name, "finished before")
             results.append(result)
+            self._check_gates(name, outcomes(name, self.recipe.stage[index].gates, result))
         return results
+
+    def _check_gates(self, name: str, found: list[GateOutcome]) -> None:
+        self.gates += found
+        for each in found:
+            self.reporter.info(f"{name}: {'passed' if each.passed else 'NOT passed'}: {each.text}.")
+        check(found)
 
     def _stage(self, context: StageContext) -> dict[str, Any]:
         index, name, mark = context.index, context.name, self.marks[context.index]
@@ -288,9 +309,10 @@ class _Runner:
                 link_folder(models[-1], self.folder / "model")
             write_text(self.folder / "model" / RECIPE_FILE, dumps(self.recipe))
             write_card(done, self.energy)
+        self._write_state(finished=False, has_model=bool(models))  # The report reads the gates.
         self._write_report()
         self._write_state(finished=True, has_model=bool(models))
-        report_finished(done, self.reporter, self.seconds, self.energy)
+        report_finished(done, self.reporter, self.seconds, self.energy, self.gates)
 
     def _write_report(self) -> None:
         """Write the report; an error in it does not fail the run."""

@@ -17,8 +17,9 @@ from quatrain.data.settings import DataSettings, TokenizerSettings
 from quatrain.evaluation.settings import EvaluateSettings
 from quatrain.models.transformer.settings import ModelSettings, families_with_head
 from quatrain.planning.energy import EnergySettings
+from quatrain.runs.gates import Gate
 
-UNMARKED_KEYS = frozenset({"log_every", "checkpoint_every", "parallel", "device"})
+UNMARKED_KEYS = frozenset({"log_every", "checkpoint_every", "parallel", "device", "gates"})
 """Keys of any table that change what a run shows, or where it runs, but not its results."""
 
 HEAD_OF_OBJECTIVE = {
@@ -49,6 +50,7 @@ class StageSettings(Settings):
     """One `[[stage]]` table. Each kind of stage extends it and fixes `kind`."""
 
     kind: str
+    gates: Listing[Gate] = Field(default=(), description="numbers that the stage must reach before the run goes on")
     batches_of_tokens: ClassVar[bool] = True
     """Whether `train.batch_tokens` says how large a batch is."""
 

@@ -11,8 +11,9 @@ from quatrain.core.atomic import write_text
 from quatrain.core.progress import Reporter
 from quatrain.core.wording import format_bytes, format_duration, format_metric
 from quatrain.evaluation.safety.card import write_safety_section
-from quatrain.planning.energy import Energy
+from quatrain.planning.energy import Energy, format_energy, format_grams
 from quatrain.runs.folder import Run, free_name
+from quatrain.runs.gates import GateOutcome
 from quatrain.runs.recipe import load, recipe_names
 
 _SUITES = ("<!-- suites: begin -->", "<!-- suites: end -->")
@@ -28,7 +29,9 @@ def report_done_before(run: Run, reporter: Reporter) -> None:
     _next(run, reporter)
 
 
-def report_finished(run: Run, reporter: Reporter, seconds: float, energy: Energy) -> None:
+def report_finished(
+    run: Run, reporter: Reporter, seconds: float, energy: Energy, gates: Sequence[GateOutcome] = ()
+) -> None:
     """The closing summary of a run that has just finished; `seconds` is its whole duration."""
     _samples(run, reporter)
     peak = max((result.get("peak_memory_bytes") or 0 for result in run.results), default=0)
@@ -39,7 +42,28 @@ def report_finished(run: Run, reporter: Reporter, seconds: float, energy: Energy
         reporter.info(f"Energy: {energy.text}.")
     _made(run, reporter)
     _scores(run, reporter)
+    if gates:
+        reporter.table("Bill", *bill_table(run.results, gates))
     _next(run, reporter)
+
+
+def bill_table(results: Sequence[Mapping[str, Any]], gates: Sequence[GateOutcome]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of what each stage cost and reached, and of the whole run."""
+    rows = []
+    for result in results:
+        reached = "; ".join(f"{each.name} {each.shown}, {each.limit}" for each in gates if each.stage == result["name"])
+        rows.append([str(result["name"]), *_costs([result]), reached])
+    rows.append(["the whole run", *_costs(results), f"{len(gates)} gates passed"])
+    return ["stage", "time", "FLOPs", "energy", "CO2", "gate"], rows
+
+
+def _costs(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    flops = sum(result.get("flops") or 0 for result in results)
+    energy = sum((Energy.of(result.get("energy")) for result in results), Energy())
+    return [
+        format_duration(sum(result.get("seconds") or 0 for result in results)), f"{flops:.3g}" if flops else "",
+        format_energy(energy.kwh), format_grams(1000 * energy.co2_kg),
+    ]  # fmt: skip
 
 
 def write_card(run: Run, energy: Energy) -> None:

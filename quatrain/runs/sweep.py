@@ -24,6 +24,7 @@ from quatrain.core.atomic import write_json
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.progress import Reporter, SilentReporter
 from quatrain.planning.scaling import Fit, IsoFlop, fit, iso_flop_minimum
+from quatrain.runs.costs import stage_costs
 from quatrain.runs.recipe import Recipe, load
 
 LEAST_POINTS = 6
@@ -321,17 +322,8 @@ def _tokenizer(plan: SweepPlan, first: Recipe) -> Path | None:
 
 
 def _cost(recipe: Recipe) -> float:
-    """FLOPs of a recipe's training, roughly: for the order of the points and to predict their seconds."""
-    from quatrain.planning import counts
-
-    config = recipe.model.config(recipe.tokenizer.vocab_size)
-    total = 0.0
-    for stage in recipe.stage:
-        train = getattr(stage, "train", None)
-        if train is not None:
-            steps = train.steps if train.steps is not None else 1000 * (train.epochs or 1)
-            total += counts.flops_per_token(config, recipe.context_of(stage)) * steps * train.batch_tokens
-    return total
+    """FLOPs of a recipe's training: for the order of the points and to predict their seconds."""
+    return sum(stage.flops for stage in stage_costs(recipe, memory=False))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from quatrain.planning.bill import (
     utilization,
 )
 from quatrain.planning.facts import Facts, load_facts
+from quatrain.planning.formulas import sizes_of
+from quatrain.planning.overview import ModelSize
 
 FACTS = load_facts()
 H100, A100 = FACTS.devices["h100"], FACTS.devices["a100"]
@@ -90,11 +92,22 @@ def test_weights_in_every_precision(size: float, precision: str, gigabytes: floa
 @pytest.mark.parametrize("name", sorted(FACTS.models))
 def test_published_models_have_their_published_parameters(name: str) -> None:
     model = FACTS.models[name]
-    config = config_of(dict(model.config))
+    size = ModelSize.published(name, model)
     tolerance = 1e-4 if name == "gpt3" else 0  # a rounded count
-    assert counts.parameters(config) == pytest.approx(model.parameters, rel=tolerance, abs=0)
-    parts = counts.parameters_by_part(config)
-    assert sum(parts.values()) == counts.parameters(config)
+    assert size.parameters == pytest.approx(model.parameters, rel=tolerance, abs=0)
+    assert size.active == model.active
+    parts = counts.parameters_by_part(size.config) if size.config is not None else size.sizes.parts
+    assert sum(parts.values()) == size.parameters
+
+
+def test_other_models_by_formula() -> None:
+    """ViT-B/16 17.6 GMACs an image (Dosovitskiy et al.: 55.4 for B/16 at 384); Mixtral's cache 128 KiB a token."""
+    vit = ModelSize.published("vit-b-16", FACTS.models["vit-b-16"]).sizes
+    assert vit.flops(0) / 2 == pytest.approx(17.6e9, rel=0.005)
+    mixtral = ModelSize.published("mixtral-8x7b", FACTS.models["mixtral-8x7b"]).sizes
+    assert 2 * mixtral.cache == 128 * 1024 and mixtral.flops(0) == pytest.approx(2 * 12.75e9, rel=0.001)
+    with pytest.raises(InputError, match="num_experts_per_tok: missing"):
+        sizes_of({k: v for k, v in FACTS.models["mixtral-8x7b"].config.items() if k != "num_experts_per_tok"})
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,36 @@ def test_an_interrupted_run_goes_on_in_the_stage(tmp_path: Path, stages: Stages,
     assert steps == list(range(1, 11))
 
 
+def gated(folder: Path, limit: float) -> Run:
+    gate = {"set": "new values", "metric": "execution_accuracy", "at_least": limit}
+    recipe = load(
+        FULL, [f"stage.finetune.gates=[{{ set = 'new values', metric = 'execution_accuracy', at_least = {limit} }}]"]
+    )
+    assert recipe.stage[2].gates[0].model_dump(exclude_none=True) == gate
+    return run(recipe, runs_dir=folder, reporter=PlainReporter(sys.stdout))
+
+
+def test_a_gate_stops_the_run_and_another_limit_repeats_no_stage(
+    tmp_path: Path, stages: Stages, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(QuatrainError, match=r"execution_accuracy 50.0%, must be at least 60.0%"):
+        gated(tmp_path, 0.6)
+    assert stages.calls == ALL[:3]
+    page = (tmp_path / "full/report.html").read_text(encoding="utf-8")
+    assert "not passed" in page and "at least 60.0%" in page
+    stages.calls.clear()
+    gated(tmp_path, 0.5)
+    assert stages.calls == ALL[3:]
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "1 gates passed" in shown and "03-finetune: passed" in shown
+    state = json.loads((tmp_path / "full/run.json").read_text())
+    assert state["gates"][0]["passed"] and state["gates"][0]["value"] == 0.5
+    stages.calls.clear()
+    with pytest.raises(QuatrainError, match=r"at least 70\.0%"):  # a finished run with a stricter gate
+        gated(tmp_path, 0.7)
+    assert stages.calls == []
+
+
 def test_a_full_disk_is_said_and_costs_nothing_made(tmp_path: Path, stages: Stages) -> None:
     stages.fail["dpo"] = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(QuatrainError, match="disk is full"):

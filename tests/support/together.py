@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_training import CONFIG, hooks_of, ragged, settings
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from quatrain.adapters.apply import apply_adapter
 from quatrain.adapters.settings import AdapterSettings
@@ -26,6 +27,7 @@ from quatrain.models.transformer.stack import Model
 from quatrain.training.distributed import make_parallel
 from quatrain.training.distributed.group import leave
 from quatrain.training.objectives import Causal
+from quatrain.training.optimizers import is_sharded, local_shard
 from quatrain.training.streams import ExampleStream
 from quatrain.training.trainer import Trainer
 
@@ -52,6 +54,32 @@ class Jumping(Causal):
         return loss * (math.nan if int(batch.input_ids.sum()) % 5 == 0 else 1.0), weight, metrics
 
 
+class Measured(Causal):
+    """Notes the bytes of whole weights after a forward pass, as FSDP has gathered them."""
+
+    def loss(self, model, batch):
+        found = super().loss(model, batch)
+        whole = [each for each in model.parameters() if not is_sharded(each)]
+        self.gathered = sum(each.nbytes for each in whole)
+        return found
+
+
+def held_bytes(trainer):
+    """Bytes of weights, gradients and optimizer states that this process holds when the optimizer steps."""
+    held = {}
+
+    def note(optimizer, *_):
+        weights = [each for group in optimizer.param_groups for each in group["params"]]
+        states = [each for state in optimizer.state.values() for each in state.values() if each.dim()]
+        for name, tensors in (
+            ("weights", weights), ("gradients", [each.grad for each in weights]), ("states", states)
+        ):  # fmt: skip
+            held[name] = sum(local_shard(each).nbytes for each in tensors)
+
+    register_optimizer_step_pre_hook(note)
+    return held
+
+
 class Spare(nn.Linear):
     """Weights beside the head that no loss reaches."""
 
@@ -74,14 +102,20 @@ def t5(case):
     return Model(fresh_config("t5", SIZES, head="seq2seq")).initialize(0)
 
 
-KINDS = {"plain": (llama, Causal), "spare": (llama, Causal), "jumps": (llama, Jumping), "t5": (t5, Answering)}
+KINDS = {
+    "plain": (llama, Causal),
+    "bytes": (llama, Measured),
+    "spare": (llama, Causal),
+    "jumps": (llama, Jumping),
+    "t5": (t5, Answering),
+}
 
 
 def train(case, folder):
     """One case; returns the model's weights, or None where it was stopped."""
     os.environ["LOCAL_WORLD_SIZE"] = str(case.get("local", os.environ.get("WORLD_SIZE", 1)))
-    make, objective = KINDS[case.get("kind", "plain")]
-    model = make(case)
+    make, kind = KINDS[case.get("kind", "plain")]
+    model, objective = make(case), kind()
     examples = ragged(count=48, seed=5)
     changes = {"steps": 6, "accumulation": 2, "batch_tokens": 160, "warmup_steps": 1} | case.get("settings", {})
     wanted = settings(**changes)
@@ -96,7 +130,7 @@ def train(case, folder):
     checkpoints = folder / case.get("checkpoints", case["name"]) if "checkpoints" in case else None
     hooks = hooks_of(model, log=logged.append, validate=validate)
     trainer = Trainer(
-        model, objective(), stream, wanted, steps=wanted.steps, seed=3, folder=checkpoints, hooks=hooks,
+        model, objective, stream, wanted, steps=wanted.steps, seed=3, folder=checkpoints, hooks=hooks,
         parallel=make_parallel(case.get("mode", "auto")),
     )  # fmt: skip
     if case.get("stop"):
@@ -108,6 +142,7 @@ def train(case, folder):
             step()
 
         trainer.step = ending
+    held = held_bytes(trainer) if case.get("kind") == "bytes" else {}
     try:
         result = trainer.train()
     except Stopped:
@@ -119,6 +154,7 @@ def train(case, folder):
         "tokens": result.size,
         "best": result.best_step,
         "skipped": result.skipped,
+        "held": held | ({"gathered": objective.gathered} if held else {}),
     }
     return model, about
 

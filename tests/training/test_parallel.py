@@ -17,6 +17,7 @@ from tiny_training import CONFIG
 from quatrain.core.atomic import disk_errors
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.models.transformer.stack import Model
+from quatrain.planning.parallelism import Layout, Step, state_memory
 from quatrain.training.distributed import ParallelStrategy, make_parallel, shards
 
 MODES = ("ddp", "zero1", "zero2", "zero3", "hybrid")
@@ -35,6 +36,7 @@ SOME = {
     "rows that learn": ({"adapter": True, "rows": [3, 7]}, ("ddp", "zero1", "zero3")),
     "bad steps": ({"kind": "jumps", "settings": {"on_bad_step": "skip"}}, ("ddp", "zero3")),
     "weights without a use": ({"kind": "spare"}, ("ddp", "zero3")),
+    "bytes": ({"kind": "bytes"}, ("ddp", "zero1", "zero2", "zero3")),
     "encoder-decoder": ({"kind": "t5", "settings": {"activation_checkpointing": True}}, ("ddp", "zero3")),
 }
 HALF = {"float16": 1e-4, "bfloat16": 1e-3}
@@ -138,6 +140,25 @@ def test_rows_that_learn_leave_the_embedding_to_the_bit(folder: Path) -> None:
         found = load_file(folder / f"{mode}-rows that learn.safetensors")
         assert torch.equal(found["embed_tokens.weight"], before)
         assert (found["trainable_tokens.embed_tokens"] != before[[3, 7]]).any(1).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "zero"), [("ddp", 0), ("zero1", 1), ("zero2", 2), ("zero3", 3)])
+def test_the_bytes_of_zero_are_those_that_a_process_holds(folder: Path, mode: str, zero: int) -> None:
+    """The formula of a plan beside FSDP by two processes, in float32 with AdamW.
+
+    FSDP always keeps gradients as shards when the optimizer steps, and a shard of the weights beside the gathered ones.
+    """
+    held = json.loads((folder / f"{mode}-bytes.json").read_text())["held"]
+    count = Model(CONFIG).num_parameters()
+    weights, gradients, states = state_memory(count, Step(precision="float32"), Layout(data=2, zero=zero))
+    assert held["states"] == states
+    assert held["gradients"] == (gradients if zero != 1 else gradients / 2)
+    if zero == 3:
+        assert held["weights"] == weights and held["gathered"] < 4 * count  # one block at a time is whole
+    else:
+        assert held["gathered"] == weights == 4 * count
+        assert held["weights"] == (weights if zero == 0 else weights / 2)
 
 
 @pytest.mark.slow

@@ -144,6 +144,8 @@ class RunRecord:
     folder: Path = Path()
     suites: list[dict[str, Any]] = field(default_factory=list)
     """Results of suites on the run's models."""
+    gates: list[dict[str, Any]] = field(default_factory=list)
+    """The gates of the stages that have run, beside what the stages reached."""
 
     @property
     def finished(self) -> bool:
@@ -166,6 +168,7 @@ def read_run(folder: Path) -> RunRecord:
     _read_recipe(run, parts[0])
     newest = _read_stages(run, parts[2])
     _read_metrics(run, parts[1])
+    _read_gates(run, folder / "run.json")
     run.suites, damaged = stored_results(folder)
     run.damaged += [f"{SUITES_FOLDER}/{name}" for name in damaged]
     run.stages.sort(key=lambda stage: stage.name)
@@ -189,6 +192,16 @@ def _read_recipe(run: RunRecord, path: Path) -> None:
     stages = recipe.get("stage")
     if isinstance(stages, list):
         run.planned = [str(stage.get("kind", "?")) for stage in stages if isinstance(stage, dict)]
+
+
+def _read_gates(run: RunRecord, path: Path) -> None:
+    """Read the gates of `run.json`; those of another form are left out."""
+    try:
+        gates = json.loads(read_bytes(path, MOST_BYTES)).get("gates")
+    except (InputError, OSError, ValueError, RecursionError, AttributeError):
+        return
+    keys = ("stage", "name", "shown", "limit", "passed")
+    run.gates = [gate for gate in gates or () if isinstance(gate, dict) and all(key in gate for key in keys)]
 
 
 def _read_stages(run: RunRecord, folder: Path) -> float:

@@ -58,6 +58,16 @@ def page(run: RunRecord) -> dict[str, Any]:
         "samples": samples(run.stages, names),
         "quantization": _quantization(run, names),
         "models": _models(run, names),
+        "gates": [
+            {
+                "stage": names.get(str(gate["stage"]), str(gate["stage"])),
+                "name": str(gate["name"]),
+                "value": str(gate["shown"]),
+                "limit": str(gate["limit"]),
+                "passed": gate["passed"] is True,
+            }
+            for gate in run.gates
+        ],
         "cost": _cost(run, names),
         "memory": memory(run.stages, names),
         "notes": [(names[stage.name], note) for stage in run.stages for note in (*_ngram(stage), *stage.notes)],
