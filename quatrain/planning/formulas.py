@@ -63,7 +63,7 @@ def classic_sizes(config: Any) -> Sizes:
         raise InputError(f"{config.model_type}: no such kind of model")
     try:
         with torch.device("meta"):
-            network = kind(config)
+            network: Any = kind(config)
     except Exception as error:
         raise InputError(
             f"a model of type {config.model_type} cannot be counted from its configuration ({error})"
@@ -106,7 +106,7 @@ def vit(config: Mapping[str, Any]) -> Sizes:
 
 
 def whisper(config: Mapping[str, Any]) -> Sizes:
-    """Whisper: two convolutions and an encoder over 30 s of sound, a decoder with a tied head; the unit is a recording of 30 s."""
+    """Whisper: two convolutions and an encoder over 30 s of sound, a decoder with a tied head. The unit is 30 s."""
     d, vocabulary = config["d_model"], config["vocab_size"]
     bands = config.get("num_mel_bins", 80)
     frames, targets = config.get("max_source_positions", 1500), config.get("max_target_positions", 448)
