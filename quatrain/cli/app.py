@@ -16,6 +16,7 @@ from quatrain.cli.compare import compare
 from quatrain.cli.data import check_data, get_source, list_sources
 from quatrain.cli.doctor import doctor
 from quatrain.cli.evaluate import evaluate
+from quatrain.cli.export import export
 from quatrain.cli.generate import generate
 from quatrain.cli.index import index
 from quatrain.cli.inspect import inspect
@@ -76,6 +77,7 @@ def build_app() -> App:
         ask,
         merge,
         prune,
+        export,
         doctor,
     ):
         app.command(verb)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from quatrain.core.atomic import disk_error
 from quatrain.core.errors import InputError, OfflineError, QuatrainError
+from quatrain.core.gguf_file import SUFFIX
 from quatrain.core.offline import offline
 from quatrain.models.io.safetensors_reader import CONVERT_HINT, INDEX, WEIGHTS, pickled_weights, weight_files
 from quatrain.models.run_folder import model_of_run
@@ -45,6 +46,8 @@ EVERYTHING = (*CONFIG, *TOKENIZER, *SENTENCES, *TENSORS)
 def resolve(model: str | Path, *, revision: str | None = None, files: Sequence[str] = EVERYTHING) -> Path:
     """The folder of `model`: a local folder, a run (its newest model), or a hub id ("name" or "org/name").
 
+    A GGUF file is a model too, and is returned as it is.
+
     A hub model that is missing in the cache is downloaded: the files that match a pattern of `files` (`CONFIG`: no
     weights). `revision` is a branch, tag or commit of the hub. A `Path` is never interpreted as a hub id.
 
@@ -57,6 +60,8 @@ def resolve(model: str | Path, *, revision: str | None = None, files: Sequence[s
             raise InputError(
                 f"{model}: a folder has no revision {revision!r}; revisions exist for hub ids only. Leave it out."
             )
+        return folder
+    if folder.suffix == SUFFIX and os.path.isfile(folder):
         return folder
     if isinstance(model, Path) or not is_hub_id(model):
         raise _no_such_model(str(model), folder)
@@ -85,7 +90,9 @@ def is_hub_id(name: str) -> bool:
 
 def _no_such_model(name: str, folder: Path) -> InputError:
     if os.path.isfile(folder):
-        return InputError(f"{name}: is a file. Give the model folder that contains it and config.json.")
+        return InputError(
+            f"{name}: is a file. Give the model folder that contains it and config.json, or a .gguf file."
+        )
     allowed = "Allowed are a local folder, a run, and an id of the Hugging Face hub such as org/name."
     return InputError(f"{name}: there is no such model folder. {allowed}", _suggestions(name))
 

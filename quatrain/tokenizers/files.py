@@ -17,8 +17,10 @@ from tokenizers import Tokenizer as Backend
 
 from quatrain.core import reading
 from quatrain.core.errors import InputError
+from quatrain.core.gguf_file import gguf_in
 from quatrain.core.wording import format_value
 from quatrain.tokenizers import tiktoken
+from quatrain.tokenizers.gguf import read_gguf
 from quatrain.tokenizers.legacy import LARGEST_ID, LegacyTokenizer, refusing
 from quatrain.tokenizers.sentencepiece import read_marian, read_sentencepiece
 from quatrain.tokenizers.token_config import (
@@ -85,7 +87,7 @@ _LEGACY_KEYS = (
 def has_tokenizer(folder: str | Path) -> bool:
     """Whether a folder has any tokenizer file, complete or not."""
     names = ("tokenizer.json", *_SENTENCEPIECE, "source.spm", "target.spm", "vocab.json", "vocab.txt")
-    return any(exists(Path(folder) / name) for name in names)
+    return any(exists(Path(folder) / name) for name in names) or gguf_in(folder) is not None
 
 
 def read(path: Path, *, target: bool = False) -> tuple[Backend, dict[str, Any]]:
@@ -94,6 +96,8 @@ def read(path: Path, *, target: bool = False) -> tuple[Backend, dict[str, Any]]:
     `target` selects the decoder's tokenizer of an encoder-decoder. Raises InputError that names what is missing or
     broken.
     """
+    if (file := gguf_in(path)) is not None:
+        return read_gguf(file)
     folder = path if path.is_dir() else path.parent
     if target and path.is_dir():
         if (folder / TARGET_FOLDER).is_dir() and not (folder / "target.spm").is_file():

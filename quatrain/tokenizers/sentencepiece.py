@@ -44,7 +44,11 @@ def read_sentencepiece(file: Path, family: str | None, config: dict[str, Any]) -
     BOS begins a text, or EOS ends it if there is no BOS. `add_bos_token` and `add_eos_token` of the configuration
     override this. Raises InputError for an invalid file, another kind of model, or without the `sentencepiece` extra.
     """
-    model = read_model(file)
+    return tokenizer_of_model(read_model(file), file, family, config)
+
+
+def tokenizer_of_model(model: Any, file: Path, family: str | None, config: dict[str, Any]) -> LegacyTokenizer:
+    """The tokenizer of a `ModelProto`, or of an object with its fields, as for `read_sentencepiece`."""
     trainer = model.trainer_spec
     if trainer.model_type == _UNIGRAM:
         vocabulary = _unigram_scores(model)
@@ -70,7 +74,7 @@ def read_sentencepiece(file: Path, family: str | None, config: dict[str, Any]) -
     }
     begins = family != "t5" and "bos_token" in roles
     adds = (config.get("add_bos_token", begins), config.get("add_eos_token", not begins))
-    return LegacyTokenizer(backend, roles, tokens, lambda backend, config: _around(backend, config, *adds))
+    return LegacyTokenizer(backend, roles, tokens, lambda backend, config: around_texts(backend, config, *adds))
 
 
 def read_marian(folder: Path, config: dict[str, Any], *, target: bool) -> LegacyTokenizer:
@@ -109,7 +113,7 @@ def read_marian(folder: Path, config: dict[str, Any], *, target: bool) -> Legacy
     languages = [piece for piece in ids if piece.startswith(">>") and piece.endswith("<<")]
     known = [*(token for token in roles.values() if token in ids), *languages]
     tokens = [AddedToken(token, special=True, normalized=False) for token in known]
-    return LegacyTokenizer(backend, roles, tokens, lambda backend, config: _around(backend, config, False, True))
+    return LegacyTokenizer(backend, roles, tokens, lambda backend, config: around_texts(backend, config, False, True))
 
 
 def read_model(file: Path) -> Any:
@@ -284,7 +288,7 @@ def _sentinels(model: Any, config: dict[str, Any]) -> list[AddedToken]:
     return [AddedToken(f"<extra_id_{n}>", special=True, normalized=False) for n in range(count - 1, -1, -1)]
 
 
-def _around(backend: Backend, config: dict[str, Any], bos: bool, eos: bool) -> processors.PostProcessor | None:
+def around_texts(backend: Backend, config: dict[str, Any], bos: bool, eos: bool) -> processors.PostProcessor | None:
     """BOS before and EOS after a text, each text of a pair alone."""
     tokens = []
     for role, added in (("bos", bos), ("eos", eos)):

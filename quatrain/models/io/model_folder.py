@@ -17,11 +17,15 @@ from torch import Tensor
 from quatrain.core.allocation import large_apart
 from quatrain.core.atomic import atomic_write, write_json
 from quatrain.core.errors import InputError, QuatrainError
+from quatrain.core.gguf_file import gguf_in
 from quatrain.core.reading import read_json, user_path
 from quatrain.core.wording import format_value
 from quatrain.models import classic
 from quatrain.models.families import Head, get_family
 from quatrain.models.families.mapping import GENERATION, LABELLED
+from quatrain.models.gguf.architectures import architecture_of
+from quatrain.models.gguf.reader import GgufTensors, config_json
+from quatrain.models.gguf.reader import model_config as gguf_config
 from quatrain.models.io import sentence_transformers
 from quatrain.models.io.safetensors_reader import INDEX, WEIGHTS, SafetensorsReader
 from quatrain.models.io.safetensors_writer import write_safetensors
@@ -37,6 +41,8 @@ SHARD_BYTES = 5_000_000_000
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The `config.json` of a model folder. Raises InputError if it is missing or not JSON."""
+    if (file := gguf_in(user_path(folder, "the model"))) is not None:
+        return config_json(file)
     path = user_path(folder, "the model") / "config.json"
     if not os.path.lexists(path):
         if not path.parent.exists():
@@ -48,6 +54,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 def load_config(folder: str | Path) -> ModelConfig:
     """The configuration of a model folder, without its weights."""
+    if (file := gguf_in(user_path(folder, "the model"))) is not None:
+        return gguf_config(file)
     config = read_config(folder)
     if (kind := classic.find(config.get("model_type"))) is not None:
         own: ModelConfig = kind.read_config(config, folder)
@@ -102,13 +110,21 @@ def load(
         )
     family = get_family(raw.get("model_type"))
     pooled = sentence_transformers.read(folder)
+    file = gguf_in(folder)
+    if file is not None and head is None:
+        head = gguf_config(file).head
     if head is None and pooled is not None:
         head = "embedding"
     config = config_of(raw, head=head, labels=labels, problem_type=problem_type)
+    if file is not None and config.head == gguf_config(file).head and labels is None:
+        config = gguf_config(file)
     if config.head == "embedding" and pooled is not None:
         config = config.replace(**pooled)
     of_files = family.heads[family.head_of(raw)]
-    with large_apart(), SafetensorsReader(folder) as tensors:
+    with large_apart(), open_tensors(folder) as tensors:
+        if file is not None:
+            family = architecture_of(family.name).family(config)
+            of_files = family.heads[family.head_of(raw)]
         check_weights(config, bits or (4 if raw.get("quantization_config") else 8 * dtype.itemsize), device)
         check_size(config, tensors)
         strict = labels is None and family.heads[config.head] == of_files
@@ -124,7 +140,13 @@ def load(
     return network.eval()
 
 
-def check_size(config: ModelConfig, tensors: SafetensorsReader) -> None:
+def open_tensors(folder: Path) -> SafetensorsReader | GgufTensors:
+    """The tensors of a model folder: its safetensors files, or its GGUF file."""
+    file = gguf_in(folder)
+    return SafetensorsReader(folder) if file is None else GgufTensors(file)
+
+
+def check_size(config: ModelConfig, tensors: SafetensorsReader | GgufTensors) -> None:
     """Raises InputError if config.json describes more weights than the files can contain, at one bit per weight."""
     described, stored = least_parameters(config), tensors.nbytes
     if described > 8 * stored:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from quatrain.core.errors import InputError
 from quatrain.models.families import Family, Head
 from quatrain.models.families.weights import Computed
+from quatrain.models.gguf.reader import GgufTensors
 from quatrain.models.io.safetensors_reader import RETRY_HINT, SafetensorsReader, first_problems
 from quatrain.models.transformer.initialization import initialize
 from quatrain.models.transformer.stack import Model
@@ -144,7 +145,13 @@ class TensorNames:
     """
 
     def __init__(
-        self, family: Family, head: Head, tensors: SafetensorsReader, *, strict: bool, ignored: Sequence[str] = ()
+        self,
+        family: Family,
+        head: Head,
+        tensors: SafetensorsReader | GgufTensors,
+        *,
+        strict: bool,
+        ignored: Sequence[str] = (),
     ):
         self.family, self.tensors, self.strict, self.ignored = family, tensors, strict, ignored
         self.prefixes = {family.prefix, *(head.prefix or "" for head in family.heads.values())} - {""}
