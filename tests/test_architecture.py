@@ -41,6 +41,7 @@ IMPORTED_AS = {
     "rouge-score": "rouge_score",
     "prometheus-client": "prometheus_client",
     "umap-learn": "umap",
+    "llama-cpp-python": "llama_cpp",
     "python-docx": "docx",
     "nvidia-ml-py": "pynvml",
 }
