@@ -195,8 +195,11 @@ def skip_gram(data: Path | None, epochs: int, rate: float, rows: int) -> dict[st
     stream = TextRowStream(lambda generator: subsampled(ids, counts, 1e-3, generator), length=64, rows=rows, seed=0)
     steps = len(stream.plan(0)) * epochs
     model = WordVectorModel(WordVectorsConfig(vocab_size=len(kept), hidden_size=100)).initialize(0)
-    settings = TrainSettings(steps=steps, batch_tokens=64 * rows, learning_rate=rate, schedule="linear",
-                             warmup_steps=min(20, steps - 1), weight_decay=0.0, max_grad_norm=0.0)  # fmt: skip
+    model.use_sparse_gradients()
+    settings = TrainSettings(
+        steps=steps, batch_tokens=64 * rows, optimizer="sgd", learning_rate=rate, schedule="linear", warmup_steps=0,
+        weight_decay=0.0, max_grad_norm=0.0, precision="float32", log_every=500,
+    )  # fmt: skip
     began = time.process_time()
     Trainer(model, SkipGram(counts), stream, settings, steps=steps).train()
     found["quatrain"] = scored(model.word_vectors(kept), data, time.process_time() - began)
@@ -222,8 +225,8 @@ def main() -> None:
     asked.add_argument("--vectors", action="store_true")
     asked.add_argument("--large", type=int, default=0, help="copies of the novels; each has 29 MB")
     asked.add_argument("--epochs", type=int, default=5)
-    asked.add_argument("--rate", type=float, default=0.01)
-    asked.add_argument("--rows", type=int, default=128, help="rows of 64 words of a batch")
+    asked.add_argument("--rate", type=float, default=0.025)
+    asked.add_argument("--rows", type=int, default=16, help="rows of 64 words of a batch")
     arguments = asked.parse_args()
     data = None if arguments.quick or arguments.data is None else Path(arguments.data)
     if arguments.quick:

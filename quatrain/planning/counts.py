@@ -34,7 +34,9 @@ Count = TypeVar("Count", int, np.ndarray)
 
 
 def state_bytes(elements: int, optimizer: str = "adamw") -> int:
-    """Bytes of the optimizer states of one tensor, for `adamw`, `adamw8bit` (two moments) or `muon` (one)."""
+    """Bytes of the optimizer states of one tensor: `adamw`, `adamw8bit` (two moments), `muon` (one), `sgd` (none)."""
+    if optimizer == "sgd":
+        return 0 * elements
     if optimizer == "muon":
         return 4 * elements
     if optimizer == "adamw8bit" and elements >= STATE_LEAST:

@@ -83,5 +83,5 @@ def ineffective_settings(job: TrainingJob) -> Iterator[str]:
 
 def optimizer_bytes(job: TrainingJob) -> int:
     """Bytes of the optimizer's states; Muon's count as AdamW's, which is an upper bound."""
-    kind = "adamw8bit" if job.settings.optimizer == "adamw8bit" else "adamw"
+    kind = job.settings.optimizer if job.settings.optimizer in ("adamw8bit", "sgd") else "adamw"
     return sum(state_bytes(each.numel(), kind) for each in job.model.parameters() if each.requires_grad)

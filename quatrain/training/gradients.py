@@ -18,6 +18,7 @@ from quatrain.training.distributed import Losses, ParallelStrategy, device_of
 from quatrain.training.guards import GradientWatch
 from quatrain.training.objectives import Objective, collate
 from quatrain.training.objectives.metrics import Metric, MetricSums
+from quatrain.training.optimizers import dense_part
 from quatrain.training.precision import LossScaler, Precision
 from quatrain.training.settings import TrainSettings
 from quatrain.training.streams import BatchStream, micro_seeds, of_process
@@ -115,13 +116,25 @@ class Gradients:
             weight = weight + count
             sums.add(metrics)
             size += batches[number].size
-        self.parallel.synchronize([master.grad for master in self.weights.masters.values() if master.grad is not None])
+        self.parallel.synchronize(self._gathered())
         values = self.parallel.sum([total, weight, size, *sums.numbers()])
         divisor = values[1] if values[1] > 0 else 1.0
+        steps_by_sum = getattr(self.objective, "steps_by_sum", False)
         if self.watch is not None:
             self.watch.check()
-        norm = self._scale(divisor)
+        norm = self._scale(1.0 if steps_by_sum else divisor)
         return Step(values[0] / divisor, norm, int(values[2]), sums.means(divisor, values[3:]), batches, losses)
+
+    def _gathered(self) -> list[Tensor]:
+        """The gradients of all micro-batches. Sparse ones have each row once; processes exchange them as dense ones."""
+        found = []
+        for master in self.weights.masters.values():
+            if master.grad is None:
+                continue
+            if master.grad.is_sparse:
+                master.grad = master.grad.coalesce() if self.parallel.size == 1 else master.grad.to_dense()
+            found.append(master.grad)
+        return found
 
     def _next_batch(self, step: int, number: int) -> Any:
         """Micro-batch `number` of this process in a step; its random draws depend on its position in the run."""
@@ -155,7 +168,7 @@ class Gradients:
         """Divide the summed gradients to the mean and clip it. Returns the norm of the mean before clipping."""
         scale = 1.0 if self.scaler is None else self.scaler.factor
         divisor = weight * scale / self.parallel.gradient_factor
-        gradients = [master.grad for master in self.weights.masters.values() if master.grad is not None]
+        gradients = [dense_part(each.grad) for each in self.weights.masters.values() if each.grad is not None]
         norm = self.parallel.norm(gradients) / divisor
         largest = self.settings.max_grad_norm
         factor = min(1.0, largest / norm) if largest and norm > 0 else 1.0

@@ -17,6 +17,7 @@ from quatrain.core.atomic import atomic_write, write_json
 from quatrain.core.errors import QuatrainError
 from quatrain.core.wording import format_names
 from quatrain.data.batches import Batch
+from quatrain.training.optimizers import dense_part
 from quatrain.training.settings import TrainSettings
 
 ENOUGH = 10
@@ -142,7 +143,7 @@ class GradientWatch:
                 f"Step {self._steps + 1}: none of the {len(self.masters)} trainable tensors has a gradient, so nothing "
                 "can be learned. The loss does not depend on them: check the head and which weights are frozen."
             )
-        norms = torch._foreach_norm([self.masters[name].grad for name in sorted(having)])  # type: ignore[misc]
+        norms = torch._foreach_norm([dense_part(self.masters[name].grad) for name in sorted(having)])
         self._touched |= {
             name for name, norm in zip(sorted(having), norms, strict=True) if norm.isnan() or float(norm) > 0
         }

@@ -15,7 +15,7 @@ from quatrain.core.wording import format_bytes
 from quatrain.planning.counts import state_bytes
 from quatrain.training.acceleration import blocks
 from quatrain.training.adamw8bit import AdamW8bit
-from quatrain.training.optimizers import Muon, local_shard
+from quatrain.training.optimizers import SGD, Muon, dense_part, local_shard
 from quatrain.training.paged import Paged
 from quatrain.training.settings import TrainSettings
 
@@ -88,7 +88,8 @@ def held(model: nn.Module, masters: dict[str, nn.Parameter], optimizers: list[to
         for value in state.values()
         if isinstance(value, Tensor)
     ]
-    gradients = [tensor.grad for tensor in (*model.parameters(), *masters.values()) if tensor.grad is not None]
+    owners = (*model.parameters(), *masters.values())
+    gradients = [dense_part(tensor.grad) for tensor in owners if tensor.grad is not None]
     return {
         "weights": tensor_bytes(weights),
         "gradients": tensor_bytes(gradients),
@@ -117,6 +118,8 @@ def states(optimizers: Iterable[torch.optim.Optimizer]) -> int:
 
 def state_sizes(optimizer: torch.optim.Optimizer) -> list[int]:
     """Bytes of an optimizer's states for each tensor."""
+    if isinstance(optimizer, SGD):
+        return [0 for group in optimizer.param_groups for _ in group["params"]]
     kind = "muon" if isinstance(optimizer, Muon) else "adamw8bit" if isinstance(optimizer, AdamW8bit) else "adamw"
     return [state_bytes(each.numel(), kind) for group in optimizer.param_groups for each in group["params"]]
 

@@ -1,4 +1,4 @@
-"""Optimizers: AdamW (also with 8-bit states), and Muon for the matrices of the blocks with AdamW for the rest.
+"""Optimizers: AdamW (also with 8-bit states), Muon for the matrices of the blocks with AdamW for the rest, and SGD.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalizes the momentum of a weight matrix
 with a polynomial iteration. Its update is scaled by 0.2 sqrt(max(rows, columns)), which matches the size of AdamW's
@@ -109,6 +109,29 @@ class Muon(torch.optim.Optimizer):
         return [sharded_like(update, matrix) for update, matrix in zip(updates, matrices, strict=True)]
 
 
+class SGD(torch.optim.Optimizer):
+    """Plain gradient descent. Of a table with a sparse gradient only the rows change that the batch has read."""
+
+    def __init__(self, parameters: Iterable[Any], *, learning_rate: float):
+        super().__init__(parameters, {"lr": learning_rate, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if group["weight_decay"] and not parameter.grad.is_sparse:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(parameter.grad, alpha=-group["lr"])
+
+
+def dense_part(gradient: Any) -> Tensor:
+    """The elements of a gradient as a dense tensor; of a coalesced sparse one, those of the rows that it has."""
+    part: Tensor = gradient._values() if gradient.is_sparse else gradient
+    return part
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor, tested without the slow import of its module."""
     return hasattr(tensor, "device_mesh")
@@ -166,7 +189,9 @@ def make_optimizers(
     if groups:
         paged = settings.paged_optimizer and any(parameter.device.type != "cpu" for parameter in rest.values())
         options: dict[str, Any] = {"lr": settings.learning_rate, "betas": (settings.beta1, settings.beta2)}
-        if settings.optimizer == "adamw8bit":
+        if settings.optimizer == "sgd":
+            optimizers.append(SGD(groups, learning_rate=settings.learning_rate))
+        elif settings.optimizer == "adamw8bit":
             optimizers.append((PagedAdamW8bit if paged else AdamW8bit)(groups, **options))
         else:
             optimizers.append((PagedAdamW if paged else AdamW)(groups, **options, fused=True))

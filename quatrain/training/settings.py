@@ -27,6 +27,7 @@ class TrainSettings(Settings):
     To save memory: `chunked_loss` never holds all logits at once; `activation_checkpointing` stores only each block's
     input and recomputes the rest, for about a third more time; `optimizer` = "adamw8bit" stores AdamW's moments in 8
     bits; `paged_optimizer` keeps optimizer states in host memory. `compile` compiles the blocks with torch.compile.
+    `optimizer` = "sgd" is plain gradient descent without states, for word vectors.
 
     With several processes (torchrun), `parallel` is the strategy: `ddp` replicates the model; `zero1`, `zero2` and
     `zero3` shard the optimizer states, then also gradients, then also weights; `hybrid` shards within a machine and
@@ -48,7 +49,7 @@ class TrainSettings(Settings):
     batch_tokens: int = Field(default=16_384, ge=1)
     accumulation: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=3e-3, gt=0, le=10)
-    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    optimizer: Literal["adamw", "adamw8bit", "muon", "sgd"] = "adamw"
     paged_optimizer: bool = Field(default=False, description="the optimizer's states in host memory, beside a GPU's")
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
     warmup_steps: int = Field(default=20, ge=0, description="steps in which the learning rate rises")
@@ -114,8 +115,9 @@ class TrainSettings(Settings):
             yield Problem(
                 ("loss_spike_factor",), f"{self.loss_spike_factor}; must be above 1 (3 is usual), or 0 for none"
             )
-        if self.paged_optimizer and self.optimizer == "muon":
-            text = 'true; "muon" updates matrices of equal shape together: use optimizer = "adamw" or "adamw8bit"'
+        if self.paged_optimizer and self.optimizer in ("muon", "sgd"):
+            why = "updates matrices of equal shape together" if self.optimizer == "muon" else "has no states"
+            text = f'true; "{self.optimizer}" {why}: use optimizer = "adamw" or "adamw8bit"'
             yield Problem(("paged_optimizer",), text, (("optimizer",),))
         if self.parallel not in ("auto", "ddp"):
             parts = f'parallel = "{self.parallel}" shards the optimizer states'

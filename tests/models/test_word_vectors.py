@@ -18,6 +18,9 @@ from quatrain.models.classic.word_vectors import WordVectorModel, WordVectorsCon
 from quatrain.models.word_vectors import WordVectors, gensim_model, of_gensim
 from quatrain.runs.recipe import load
 from quatrain.training.objectives.word_vectors import Cbow, Glove, SkipGram, cooccurrences, subsampled
+from quatrain.training.settings import TrainSettings
+from quatrain.training.streams import TextRowStream, micro_seeds
+from quatrain.training.trainer import Trainer
 
 DATA = Path(os.environ.get("QUATRAIN_DATA", "")) / "embeddings"
 needs_data = pytest.mark.skipif(not os.environ.get("QUATRAIN_DATA"), reason="QUATRAIN_DATA is not set: no shared data")
@@ -179,6 +182,47 @@ def test_one_step_from_the_same_weights_is_gensims(kind):
     moved = (model.embed_tokens.weight - before).abs().max()
     assert np.allclose(model.embed_tokens.weight.detach(), theirs.wv.vectors, atol=0.02 * float(moved))
     assert np.allclose(model.context.weight.detach(), theirs.syn1neg, atol=0.02 * float(moved))
+
+
+@pytest.mark.parametrize("objective", [SkipGram, Cbow])
+def test_sparse_gradients_step_as_dense_ones_and_by_the_sum_of_the_pairs(objective):
+    ids = np.random.default_rng(0).integers(0, 30, 600)
+    plan = TrainSettings(
+        steps=6, batch_tokens=64, optimizer="sgd", learning_rate=0.05, schedule="linear", warmup_steps=0,
+        weight_decay=0.0, max_grad_norm=0.0, precision="float32",
+    )  # fmt: skip
+    ends = {}
+
+    def train(name, steps=6):
+        model = WordVectorModel(WordVectorsConfig(vocab_size=40, hidden_size=5)).initialize(0)
+        if name != "dense":
+            model.use_sparse_gradients()
+        if name == "by hand":
+            model.context.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+        stream = TextRowStream(lambda generator: ids, length=16, rows=4, seed=0)
+        return model, Trainer(model, objective(np.bincount(ids, minlength=40)), stream, plan, steps=steps)
+
+    for name in ("sparse", "dense"):
+        model, trainer = train(name)
+        trainer.train()
+        ends[name] = [model.embed_tokens.weight, model.context.weight]
+    assert float(ends["dense"][0][:30].norm()) > 0
+    fresh = WordVectorModel(WordVectorsConfig(vocab_size=40, hidden_size=5)).initialize(0)
+    assert torch.equal(ends["sparse"][0][30:], fresh.embed_tokens.weight[30:])
+    for sparse, dense in zip(ends["sparse"], ends["dense"], strict=True):
+        torch.testing.assert_close(sparse, dense, atol=1e-6, rtol=1e-5)
+
+    model, trainer = train("by hand", steps=1)
+    before = model.embed_tokens.weight.detach().clone().requires_grad_()
+    batch = trainer.gradients.objective.collate(
+        TextRowStream(lambda generator: ids, length=16, rows=4, seed=0).next(),
+        micro_seeds(trainer.gradients.source, 0, 0),
+    )
+    copy = WordVectorModel(model.config)
+    copy.load_state_dict({"embed_tokens.weight": before.detach(), "context.weight": model.context.weight.detach()})
+    trainer.gradients.objective.loss(copy, batch)[0].backward()
+    trainer.train()
+    torch.testing.assert_close(model.embed_tokens.weight, before - 0.05 * copy.embed_tokens.weight.grad)
 
 
 def test_glove_fits_the_logarithms():

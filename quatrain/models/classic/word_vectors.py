@@ -65,6 +65,12 @@ class WordVectorModel(ClassicModel):
                     self.context.weight.copy_((drawn - 0.5) / width)
         return self
 
+    def use_sparse_gradients(self) -> None:
+        """Lets gradients hold only the rows of words that a batch has, for an optimizer that takes them (SGD)."""
+        for table in (self.embed_tokens, self.context):
+            if table is not None:
+                table.sparse = True
+
     @classmethod
     def of_matrix(cls, matrix: Tensor, method: str) -> WordVectorModel:
         """The model of vectors (V, D) that something else has trained."""

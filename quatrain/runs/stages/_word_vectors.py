@@ -82,6 +82,8 @@ def _by_trainer(
 
         stream = TextRowStream(read, length=ROW, rows=max(1, rows // ROW), seed=context.seed)
         batches = len(stream.plan(0))
+    if train.optimizer == "sgd":
+        model.use_sparse_gradients()
     steps = train.steps or max(1, round((train.epochs or 1) * batches / train.accumulation))
     job = TrainingJob(
         model, tokenizer, objective, stream, train, steps, length=ROW, limit=ROW,

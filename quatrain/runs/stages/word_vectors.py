@@ -17,9 +17,10 @@ from quatrain.training.settings import TrainSettings
 class WordVectorsStage(StageSettings):
     """Skip-gram, CBOW or GloVe on the trainer, or a method of gensim with `library = "gensim"`.
 
-    `train.batch_tokens` counts words, for GloVe pairs. gensim reads `train.epochs` alone: it has its own learning rate.
-    `hierarchical` is gensim's hierarchical softmax in place of drawn words. `similarity` and `analogies` are files that
-    score the vectors.
+    `train.batch_tokens` counts words, for GloVe pairs. Skip-gram and CBOW step by the sum of a batch's pairs:
+    `optimizer = "sgd"` with a learning rate of 0.025 is word2vec's own way, in batches of about 1,000 words. gensim
+    reads `train.epochs` alone: it has its own learning rate. `hierarchical` is gensim's hierarchical softmax in place
+    of drawn words. `similarity` and `analogies` are files that score the vectors.
     """
 
     kind: Literal["word-vectors"] = "word-vectors"
@@ -39,6 +40,9 @@ class WordVectorsStage(StageSettings):
     data: DataSettings | None = None
 
     def conflicts(self) -> Iterator[Problem]:
+        if self.train.optimizer == "sgd" and self.train.weight_decay:
+            text = f'{self.train.weight_decay}; must be 0 with optimizer = "sgd", which reads only the rows of a batch'
+            yield Problem(("train", "weight_decay"), text, (("train", "optimizer"),))
         if self.library == "quatrain" and self.method == "fasttext":
             text = '"fasttext"; only library = "gensim" trains it'
             yield Problem(("method",), text, (("library",),))

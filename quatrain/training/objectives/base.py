@@ -36,8 +36,9 @@ class Objective(Protocol):
     """What the trainer needs of an objective.
 
     An objective with random draws sets `draws = True` and accepts `collate(examples, seed=…)`; see `collate` in this
-    module. Evaluation also reads, if present, `likelihood`, `references`, `predict`, `predictions` and
-    `evaluation_metrics`; see `TextObjective`.
+    module. With `steps_by_sum = True` the optimizer steps by the gradient of the summed loss, not of its mean: each
+    example counts as a step of its own. Evaluation also reads, if present, `likelihood`, `references`, `predict`,
+    `predictions` and `evaluation_metrics`; see `TextObjective`.
     """
 
     def collate(self, examples: Sequence[Any]) -> Batch:

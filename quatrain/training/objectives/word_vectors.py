@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from quatrain.data.batches import Batch
 from quatrain.training.objectives.base import Loss, Seeds
 
-SHARED = 256
+SHARED = 128
 """Drawn words that a batch shares."""
 POWER = 0.75
 """Words are drawn by this power of how often they occur."""
@@ -45,6 +45,8 @@ class NegativeSampling:
     """
 
     draws = True
+    steps_by_sum = True
+    """word2vec steps after each pair: a batch steps as far as its pairs would, one after the other."""
 
     def __init__(self, counts: np.ndarray, *, window: int = 5, negatives: int = 5):
         weights = counts.astype(np.float64) ** POWER
