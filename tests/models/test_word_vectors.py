@@ -188,7 +188,7 @@ def test_one_step_from_the_same_weights_is_gensims(kind):
 def test_sparse_gradients_step_as_dense_ones_and_by_the_sum_of_the_pairs(objective):
     ids = np.random.default_rng(0).integers(0, 30, 600)
     plan = TrainSettings(
-        steps=6, batch_tokens=64, optimizer="sgd", learning_rate=0.05, schedule="linear", warmup_steps=0,
+        steps=6, batch_tokens=64, optimizer="sgd", learning_rate=0.05, schedule="constant", warmup_steps=0,
         weight_decay=0.0, max_grad_norm=0.0, precision="float32",
     )  # fmt: skip
     ends = {}
