@@ -16,6 +16,7 @@ from quatrain.generation.text import special_token_id
 from quatrain.generation.turns import (
     THINK_START,
     Delta,
+    Format,
     TurnParser,
     call_format,
     prepared_messages,
@@ -102,12 +103,12 @@ class EngineModel:
         started = time.perf_counter()
         ids = self._ids(messages, form.tools)
         (completion,) = self.engine.generate([ids], self._params(form))
-        parser = TurnParser(
+        turn = turn_of(
+            completion.text,
             self.format if form.tools else None,
+            [tool["function"]["name"] for tool in form.tools],
             reasons=THINK_START in self.template and form.grammar is None,
-            names=[tool["function"]["name"] for tool in form.tools],
         )
-        turn = _read(parser.feed(completion.text) + parser.finish())
         return replace(
             turn,
             prompt_tokens=len(ids),
@@ -181,6 +182,12 @@ def _named(call: Mapping[str, Any]) -> tuple[str, str]:
     arguments = function.get("arguments")
     written = arguments if isinstance(arguments, str) else json.dumps(arguments or {})
     return str(function.get("name") or ""), written
+
+
+def turn_of(text: str, format: Format | None, names: Sequence[str], *, reasons: bool = False) -> Turn:
+    """The turn that a model wrote as text, with its calls in the format and of the named tools."""
+    parser = TurnParser(format, reasons=reasons, names=names)
+    return _read(parser.feed(text) + parser.finish())
 
 
 def _read(deltas: Sequence[Delta]) -> Turn:

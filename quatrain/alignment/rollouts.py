@@ -35,13 +35,13 @@ from quatrain.core.atomic import disk_errors, write_text
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.processes import process_number
 from quatrain.data.batches import IGNORE_INDEX, TokenBatch, stack
-from quatrain.generation.engine import Engine
+from quatrain.generation.engine import Completion, Engine
 from quatrain.generation.params import SamplingParams
 from quatrain.training.chunked_loss import token_logprobs
 from quatrain.training.distributed import device_of
 from quatrain.training.distributed.group import gather
 
-COLUMNS = ("sampler_logprobs", "old_logprobs", "reference_logprobs", "values", "advantages", "returns")
+COLUMNS = ("generated", "sampler_logprobs", "old_logprobs", "reference_logprobs", "values", "advantages", "returns")
 """What a rollout holds for each token of its completion."""
 TOLERANCE = 1e-4
 """The largest difference of two log-probabilities that must be equal at the start."""
@@ -69,7 +69,8 @@ class Rollout:
     `number` is the place of the prompt in the list of prompts; rollouts of one prompt drawn together share `group`.
     `ended`: an end token or a stop string ended it; otherwise it was cut at the limit of tokens. An end token that
     ended it is the last of `ids`. `score` is the weighted sum of the rewards and `parts` holds each of them.
-    `unscorable` ones, and all that are not `learned`, have no labels.
+    `unscorable` ones, and all that are not `learned`, have no labels; nor have tokens whose `generated` is 0, which are
+    results of tools. None: all were generated.
 
     Tensors (L,) in float32: `sampler_logprobs` are the engine's, `old_logprobs` those that the trainer's forward pass
     computed with the same weights. Both are of the policy at the sampling temperature, without filters.
@@ -85,6 +86,7 @@ class Rollout:
     parts: dict[str, float] = field(default_factory=dict)
     unscorable: bool = False
     learned: bool = True
+    generated: Tensor | None = None
     sampler_logprobs: Tensor | None = None
     old_logprobs: Tensor | None = None
     reference_logprobs: Tensor | None = None
@@ -111,6 +113,7 @@ class RolloutBatch(TokenBatch):
     truncated completions.
     """
 
+    generated: Tensor | None = field(default=None, kw_only=True)
     advantages: Tensor | None = field(default=None, kw_only=True)
     old_logprobs: Tensor | None = field(default=None, kw_only=True)
     sampler_logprobs: Tensor | None = field(default=None, kw_only=True)
@@ -134,6 +137,8 @@ def collate_rollouts(
         place = slice(start, start + len(rollout.ids))
         if rollout.learned or everything:
             labels[row, place] = torch.tensor(rollout.ids, dtype=labels.dtype)
+            if rollout.generated is not None:
+                labels[row, place] = labels[row, place].masked_fill(rollout.generated == 0, IGNORE_INDEX)
         for name, column in columns.items():
             if (values := getattr(rollout, name)) is not None:
                 column[row, place] = values
@@ -144,6 +149,11 @@ def collate_rollouts(
         ended=torch.tensor([rollout.ended for rollout in rollouts]),
         **columns,
     )
+
+
+def _generated(completion: Completion) -> Tensor | None:
+    """1.0 for each token that the policy generated, 0.0 for results of tools; None where there are none of these."""
+    return torch.tensor([float(not each) for each in completion.given]) if any(completion.given) else None
 
 
 def _has(rollout: Rollout, name: str) -> bool:
@@ -384,6 +394,7 @@ class Sampler:
                 completion.finish_reason == "stop",
                 group=draw,
                 number=number,
+                generated=_generated(completion),
                 sampler_logprobs=torch.tensor(completion.logprobs),
             )
             for (draw, _), number, completion in zip(pairs, numbers, completions, strict=True)
@@ -538,8 +549,9 @@ class RolloutStream:
         return [self._unpacked(packed) for part in parts for packed in part]
 
     def _unpacked(self, packed: dict[str, Any]) -> Rollout:
-        logprobs = torch.tensor(packed.pop("sampler_logprobs"))
-        return Rollout(self.sampler.prompts[packed["number"]].ids, **packed, sampler_logprobs=logprobs)
+        columns = {name: packed.pop(name) for name in ("generated", "sampler_logprobs")}
+        tensors = {name: None if column is None else torch.tensor(column) for name, column in columns.items()}
+        return Rollout(self.sampler.prompts[packed["number"]].ids, **packed, **tensors)
 
     def _check_spread(self) -> None:
         """Raise RewardError once the rewards have never told one completion from another."""
@@ -714,8 +726,12 @@ def distinct(completions: Sequence[Sequence[int]]) -> float:
 
 
 def _packed(rollout: Rollout) -> dict[str, Any]:
-    logprobs = rollout.sampler_logprobs
-    return rollout.record() | {"ids": rollout.ids, "sampler_logprobs": None if logprobs is None else logprobs.tolist()}
+    columns = {name: getattr(rollout, name) for name in ("generated", "sampler_logprobs")}
+    return (
+        rollout.record()
+        | {"ids": rollout.ids}
+        | {name: None if column is None else column.tolist() for name, column in columns.items()}
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

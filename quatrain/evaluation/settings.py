@@ -23,6 +23,8 @@ class EvaluateSettings(Settings):
     prompts: Listing[str] = ()
     temperatures: Listing[Annotated[float, Field(ge=0, le=10)]] = (0.8,)
     max_new_tokens: int = Field(default=120, ge=1)
+    tools: Listing[str] = Field(default=(), description='tools that answers may call, such as "calculator"')
+    max_calls: int = Field(default=1, ge=1, description="calls of tools in an answer")
 
     @property
     def people(self) -> int:

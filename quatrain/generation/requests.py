@@ -143,6 +143,8 @@ class Completion:
     """With num_return_sequences above 1: the other samples, or the next best hypotheses of a beam search."""
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     """With `logprobs`: at each id, the likeliest tokens and their log-probabilities, likeliest first."""
+    given: list[bool] = field(default_factory=list)
+    """Of a completion with results of tools: whether each id was put in, not generated. Empty: all were generated."""
 
 
 class TextChunk(str):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from quatrain.agents.tool_engine import engine_with
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.settings import Settings
 from quatrain.core.wording import format_value
@@ -39,7 +40,7 @@ def assess(settings: Settings, context: StageContext, model: Model, tokenizer: T
     if model.config.head in ("masked", "pretraining"):
         result.samples = _mask_predictions(context, model, tokenizer)
     elif model.config.head in ("causal", "seq2seq"):
-        engine = Engine(model, tokenizer)
+        engine = _engine(context, model, tokenizer)
         task = generated_task(context, settings)
         if task is not None:
             _held_out_sets(settings, context, engine, task, result)
@@ -49,13 +50,20 @@ def assess(settings: Settings, context: StageContext, model: Model, tokenizer: T
             _samples(settings, context, engine, result)
 
 
+def _engine(context: StageContext, model: Model, tokenizer: Tokenizer) -> Engine:
+    """The engine that is measured: with the recipe's tools, once the model can read chats that call them."""
+    asked = context.recipe.evaluate
+    template = getattr(tokenizer, "chat_template", None)
+    return engine_with(asked.tools if template else (), asked.max_calls, model, tokenizer)
+
+
 def preview(settings: Settings, context: StageContext, model: Model, tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """A few samples during training, of the kind that `assess` takes at the end."""
     if model.config.head in ("masked", "pretraining"):
         return _mask_predictions(context, model, tokenizer)
     if model.config.head not in ("causal", "seq2seq"):
         return []
-    engine = Engine(model, tokenizer)
+    engine = _engine(context, model, tokenizer)
     params = SamplingParams(max_new_tokens=context.recipe.evaluate.max_new_tokens, seed=context.seed)
     task = generated_task(context, settings)
     if task is not None:

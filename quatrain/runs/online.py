@@ -46,6 +46,8 @@ class OnlineStage(StageSettings):
     top_k: int | None = Field(default=None, ge=1)
     min_p: float | None = Field(default=None, ge=0, le=1)
     stop: Listing[str] = Field(default=(), description="strings that end a completion")
+    tools: Listing[str] = Field(default=(), description='tools that completions may call, such as "calculator"')
+    max_calls: int = Field(default=1, ge=1, description="calls of tools in a completion")
     rollout_batch: int = Field(default=64, ge=1, description="completions that are generated together")
     rewards: Listing[AnyReward] = ()
     reward_timeout: float = Field(default=600.0, gt=0, description="seconds that one reward may take for a phase")

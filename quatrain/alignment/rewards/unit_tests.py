@@ -18,7 +18,7 @@ class UnitTestsReward(RewardSettings):
 
     The code is what stands in a completion's fences (```python), or without fences the whole completion. The tests are
     the example's `field`: a list of statements such as `assert add(1, 2) == 3`, or one text, which is one test.
-    It runs in `quatrain.alignment.sandbox`, whose page says against what this does and does not protect.
+    It runs in `quatrain.agents.sandbox`, whose page says against what this does and does not protect.
     """
 
     kind: Literal["unit_tests"] = "unit_tests"
@@ -29,7 +29,7 @@ class UnitTestsReward(RewardSettings):
     all_or_nothing: bool = False
 
     def build(self, context: RewardContext) -> Reward:
-        from quatrain.alignment.sandbox import Limits, run_all
+        from quatrain.agents.sandbox import Limits, run_all
 
         limits = Limits(self.seconds, self.memory_mb * 2**20)
 

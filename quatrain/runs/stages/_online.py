@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from quatrain.agents.tool_engine import engine_with
 from quatrain.alignment.comparison import comparison, outcome
 from quatrain.alignment.policy import BaseReference, FrozenReference, Reference
 from quatrain.alignment.reward_model import RewardTask
@@ -94,7 +95,8 @@ def online_job(
     tokenizer = tokenizer_of(context)
     model = model_of(context, settings.adapter)
     # Penalties and forced tokens of the model's own settings would draw from another distribution than the policy.
-    engine = Engine(model, tokenizer, settings=GenerationConfig(), max_rows=settings.rollout_batch)
+    tools = settings.tools, settings.max_calls
+    engine = engine_with(*tools, model, tokenizer, settings=GenerationConfig(), max_rows=settings.rollout_batch)
     prompts = prompt_sets(settings, context, engine)
     rewards = build(settings.rewards, reward_context(context, prompts.task), timeout=settings.reward_timeout)
     folder = context.stage_folder if context.stage_folder.is_dir() else None
@@ -174,7 +176,8 @@ def run_online(settings: OnlineStage, context: StageContext, job: TrainingJob) -
     before = {} if measure is None else measure(None)
     _, result = learn(job, context)
     if measure is not None:
-        reference = Engine(model_of(context).to(job.model.device), job.tokenizer, settings=GenerationConfig())
+        start = model_of(context).to(job.model.device)
+        reference = engine_with(settings.tools, settings.max_calls, start, job.tokenizer, settings=GenerationConfig())
         result.extra["alignment"] = comparison(job.held_out, before, measure(reference))
     spent = dict(stream.seconds)
     seconds = result.extra["training_seconds"]
