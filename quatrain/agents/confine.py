@@ -42,6 +42,7 @@ _SYSCALLS: dict[str, dict[str, Any]] = {
         "forks": (57, 58),
         "signals": (62, 200, 234, 129, 297, 424),
         "ipc": (29, 64, 68, 240),
+        "metadata": (90, 91, 268, 452, 92, 93, 94, 260, 132, 235, 261, 280, 188, 189, 190, 197, 198, 199),
         "denied": (
             *(41, 101, 165, 166, 155, 161, 272, 308, 250, 248, 249, 321, 298, 323, 425, 426, 427, 310, 311, 175, 313),
             *(176, 246, 320, 169, 167, 168, 135, 179, 163, 164, 227, 170, 171, 304, 303, 434, 438, 172, 173, 154),
@@ -57,6 +58,7 @@ _SYSCALLS: dict[str, dict[str, Any]] = {
         "forks": (),
         "signals": (129, 130, 131, 138, 240, 424),
         "ipc": (194, 190, 186, 180),
+        "metadata": (52, 53, 452, 54, 55, 88, 5, 6, 7, 14, 15, 16),
         "denied": (
             *(198, 117, 40, 39, 41, 51, 97, 268, 219, 217, 218, 280, 241, 282, 425, 426, 427, 270, 271, 105, 273, 106),
             *(104, 294, 142, 224, 225, 92, 60, 89, 170, 112, 161, 162, 265, 264, 434, 438, 272, 116, 447, 428, 429),
@@ -324,6 +326,8 @@ def _seccomp(libc: Any, spec: Mapping[str, Any], enforced: dict[str, str]) -> No
     denied = [*numbers["denied"], *numbers["ipc"], *(numbers["forks"] if one_process else ())]
     if "signals" not in enforced:
         denied += numbers["signals"]
+    if enforced.get("files") != "namespace":
+        denied += numbers["metadata"]  # Modes, owners and times are none of Landlock's business.
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, fail, kill = 0x7FFF0000, lambda number: 0x00050000 | number, 0x80000000
     code = [(load, 0, 0, 4), (equal, 1, 0, numbers["arch"]), (give, 0, 0, kill), (load, 0, 0, 0)]

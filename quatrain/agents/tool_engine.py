@@ -1,9 +1,9 @@
 """An engine that answers calls of tools while it generates: what a tool gave is put into the completion.
 
 The model writes a call as its turn; the engine runs it, appends the result as the chat template writes it, and the
-model goes on, up to `max_calls` times. A completion of several turns is one row of tokens, in which `Completion.given` marks
-those that nobody generated: reinforcement learning learns from all others. The idea is that of Toolformer (Schick et
-al. 2023, arXiv 2302.04761) in the form of chats.
+model goes on, up to `max_calls` times. A completion of several turns is one row of tokens, in which `Completion.given`
+marks those that nobody generated: reinforcement learning learns from all others. The idea is that of Toolformer (Schick
+et al. 2023, arXiv 2302.04761) in the form of chats.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ class ToolEngine(Engine):
         self._template = getattr(tokenizer, "chat_template", None) or ""
         self._format = call_format(self._template)
         if self._format is None:
-            raise InputError(
-                "tools: the chat template of this model writes no calls; use one that does, such as chatml"
-            )
+            raise InputError("tools: this model's chat template writes no calls; use one that does, such as chatml")
         self._before, self._after = self._around_result()
 
     def generate(

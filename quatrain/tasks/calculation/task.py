@@ -7,6 +7,7 @@ no question that is held out is learned, in either order of its numbers.
 
 from __future__ import annotations
 
+import json
 import operator
 import random
 from collections import Counter
@@ -96,7 +97,9 @@ class Calculations(Task[Calculation]):
         return [common] * len(examples)
 
     def documents(self) -> Iterator[str]:
-        return (f"{each.expression}={each.answer}" for each in self.splits["train"])
+        for each in self.splits["train"]:
+            call = json.dumps({"name": "calculator", "arguments": {"expression": each.expression}})
+            yield f"{each.expression}=<tool_call>{call}</tool_call>{each.answer}={each.answer}"
 
 
 class CalculationSpec:
