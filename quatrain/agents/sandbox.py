@@ -30,6 +30,8 @@ from typing import Any
 
 from quatrain.core.errors import InputError
 
+START = 60.0
+"""Seconds in which the process must be ready."""
 MAX_MESSAGE = 1_000_000
 """Most bytes of a message from the code's process."""
 PARTS = {
@@ -261,7 +263,7 @@ class Sandbox:
         """Messages up to the report `token`, or the first one; what was printed; and why the process must end."""
         if self._process is None:
             return [], "", ""
-        deadline = started + self.limits.seconds
+        deadline = started + (START if token is None else self.limits.seconds)
         messages: list[dict[str, Any]] = []
         printed, size, fault = [], 0, ""
         out = None if self._process.stdout is None else self._process.stdout.fileno()
