@@ -14,7 +14,8 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from quatrain.agents.permission import Permission, broken_marks, quoted
 from quatrain.agents.recorder import VERSION, Budget, Recorder, Usage, digest
 from quatrain.agents.styles import PYTHON, STYLES, Step, Style, schema_of
 from quatrain.agents.tool import Tool, ToolError, ToolResult, check_tools
+from quatrain.agents.tools.python import python_tool, sandbox_of
 from quatrain.core.errors import InputError
 from quatrain.core.settings import did_you_mean
 
@@ -65,6 +67,17 @@ class Outcome:
     events: Sequence[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What became of a call: "free", "allowed" or "approved" where it ran, "refused", "invalid" or "unknown" where not.
+    `answer` is that of `final_answer` in a replay."""
+
+    decision: str
+    result: ToolResult
+    seconds: float = 0.0
+    answer: str | None = None
+
+
 class Agent:
     """A model with tools.
 
@@ -85,8 +98,8 @@ class Agent:
             style = "tools" if model.calls_tools or not tools else "react"
         if style == "tools" and tools and not model.calls_tools:
             raise InputError("style tools: this model's chat template shows no tools; use style react or code")
-        if style == "code" and PYTHON not in self.tools:
-            raise InputError("style code: needs the tool python, which runs the code in the sandbox")
+        if style == "code" and PYTHON in self.tools:
+            raise InputError("style code: its code runs in the sandbox already; leave out the tool python")
         self.style: Style = STYLES[style]()
         unknown = sorted(set(self.permission.allow) - set(self.tools))
         if unknown:
@@ -107,11 +120,23 @@ class Agent:
         """
         return _Run(self, recorder or Recorder(), watch, conversation).work(task)
 
-    def execute(self, tool: Tool, arguments: dict[str, Any]) -> tuple[ToolResult, float]:
-        """The result of a call, and the seconds that it took. A replay gives those that were recorded."""
+    def decide(self, tools: Mapping[str, Tool], call: Call, *, tainted: bool) -> Decision:
+        """Check a call, ask for permission, and run it. A replay gives what was recorded."""
+        tool = tools.get(call.name)
+        if tool is None:
+            known = ", ".join(tools) or "none"
+            return Decision("unknown", ToolResult(f"Error: there is no tool {call.name!r}; there are: {known}", True))
+        try:
+            arguments = tool.read(call.arguments)
+        except ToolError as error:
+            return Decision("invalid", ToolResult(f"Error: {error}", True))
+        decision, reason = self.permission.refusal(tool, arguments, tainted=tainted)
+        if decision == "refused":
+            text = f"Not run: {reason}, and nobody has allowed {tool.name}. Answer without it."
+            return Decision(decision, ToolResult(text, True))
         started = time.perf_counter()
         result = tool.run(arguments)
-        return result, time.perf_counter() - started
+        return Decision(decision, result, time.perf_counter() - started)
 
 
 class _Stopped(Exception):
@@ -134,14 +159,25 @@ class _Run:
         self.usage, self.seen = Usage(), Counter[str]()
         self.shown = 0
         """Messages that the record has."""
+        self.faults = 0
+        self.tools = dict(agent.tools)
+        self.final: str | None = None
+        """What code gave as the final answer."""
+        self.read_inside = False
+        """Whether code has read a text from outside."""
+        self.stop_inside: Stop | None = None
 
     def work(self, task: str) -> Outcome:
         """The whole run."""
-        self._begin(task)
         stop: Stop
         try:
-            while True:
-                self._step()
+            with ExitStack() as stack:
+                if self.agent.style.name == "code":
+                    sandbox = stack.enter_context(sandbox_of(list(self.tools), self._from_code))
+                    self.tools[PYTHON] = python_tool(sandbox, self._answered)
+                self._begin(task)
+                while True:
+                    self._step()
         except _Stopped as stopped:
             stop, answer = stopped.stop, stopped.answer
         except KeyboardInterrupt:
@@ -149,16 +185,19 @@ class _Run:
         self._write("end", stop=stop, answer=answer, usage=self.usage.record(), messages=self._new())
         return Outcome(answer, stop, self.usage, self.conversation, self.recorder.events)
 
+    def _answered(self, answer: str) -> None:
+        self.final = answer
+
     def _begin(self, task: str) -> None:
         agent, settings, talk = self.agent, self.agent.settings, self.conversation
         before = [dict(message) for message in talk.messages]
         if not talk.messages:
-            system = "\n\n".join(filter(None, (settings.system, agent.style.system(agent.tools))))
+            system = "\n\n".join(filter(None, (settings.system, agent.style.system(self.tools))))
             talk.messages += [{"role": "system", "content": system}] if system else []
         talk.messages.append({"role": "user", "content": task})
         tools = [
             tool.schema["function"] | {"effect": tool.effect, "untrusted": tool.untrusted}
-            for tool in agent.tools.values()
+            for tool in self.tools.values()
         ]
         self._write(
             "start",
@@ -180,7 +219,6 @@ class _Run:
             tainted=talk.tainted,
         )
         self.shown = len(before)
-        self.faults = 0
 
     def _step(self) -> None:
         """A turn of the model with its calls."""
@@ -208,7 +246,7 @@ class _Run:
 
     def _turn(self) -> Turn:
         agent, talk = self.agent, self.conversation
-        form, counts = agent.style.form(agent.tools), list[int | None]()
+        form, counts = agent.style.form(self.tools), list[int | None]()
         forgotten = talk.fit(_Counting(agent.model, counts), form.tools, ROOM)
         if forgotten:
             self._write("forgot", what=forgotten)
@@ -238,47 +276,56 @@ class _Run:
         return turn
 
     def call(self, call: Call, *, tainted: bool) -> str:
-        """The result of a call as the model reads it. Raises `_Stopped` for one that came too often."""
+        """The result of a call as the model reads it. Raises `_Stopped` where the run ends with it."""
+        self.final, self.read_inside = None, False
+        result = self._recorded(call, tainted=tainted)
+        if self.stop_inside is not None:
+            raise _Stopped(self.stop_inside)
+        if call.name == PYTHON and self.final is not None:
+            raise _Stopped("answer", self.final)
+        if not result.untrusted:
+            return broken_marks(result.text)
+        self.conversation.tainted = True
+        return quoted(result.text, call.name)
+
+    def _recorded(self, call: Call, *, tainted: bool, inside: bool = False) -> ToolResult:
+        """The result of a call, which is counted and recorded."""
         event: dict[str, Any] = {"step": self.usage.steps, "id": call.id, "name": call.name}
-        event |= {"arguments": call.arguments, "tainted": tainted}
+        event |= {"arguments": call.arguments, "tainted": tainted} | ({"inside": PYTHON} if inside else {})
         self.usage.calls += 1
         key = json.dumps(schema_of(call), sort_keys=True)
         self.seen[key] += 1
         if self.seen[key] >= self.agent.settings.repeats:
             self._write("call", **event, decision="repeated", result="", failed=True, untrusted=False, seconds=0.0)
             raise _Stopped("repeated_call")
-        decision, result, seconds = self._decided(call, tainted)
-        self.usage.seconds += seconds
+        decided = self.agent.decide(self.tools, call, tainted=tainted)
+        result = decided.result
+        if not inside:
+            self.final = decided.answer if decided.answer is not None else self.final
+            result = replace(result, untrusted=result.untrusted or self.read_inside)
+            self.usage.seconds += decided.seconds
         self._write(
             "call",
             **event,
-            decision=decision,
+            decision=decided.decision,
             result=result.text,
             failed=result.failed,
             untrusted=result.untrusted,
-            seconds=round(seconds, 6),
+            seconds=round(decided.seconds, 6),
+            **({} if self.final is None or inside else {"answer": self.final}),
         )
-        if not result.untrusted:
-            return broken_marks(result.text)
-        self.conversation.tainted = True
-        return quoted(result.text, call.name)
+        return result
 
-    def _decided(self, call: Call, tainted: bool) -> tuple[str, ToolResult, float]:
-        """What is decided about a call, its result, and the seconds that it took."""
-        tools = self.agent.tools
-        tool = tools.get(call.name)
-        if tool is None:
-            known = ", ".join(tools) or "none"
-            return "unknown", ToolResult(f"Error: there is no tool {call.name!r}; there are: {known}", True), 0.0
+    def _from_code(self, name: str, arguments: Mapping[str, Any]) -> tuple[str, bool]:
+        """A call of a tool by code in the sandbox, under the same rules as one by the model."""
+        call = Call(f"inside_{self.usage.calls}", name, json.dumps(dict(arguments)))
         try:
-            arguments = tool.read(call.arguments)
-        except ToolError as error:
-            return "invalid", ToolResult(f"Error: {error}", True), 0.0
-        decision, reason = self.agent.permission.refusal(tool, arguments, tainted=tainted)
-        if decision == "refused":
-            text = f"Not run: {reason}, and nobody has allowed {tool.name}. Answer without it."
-            return decision, ToolResult(text, True), 0.0
-        return decision, *self.agent.execute(tool, arguments)
+            result = self._recorded(call, tainted=self.conversation.tainted or self.read_inside, inside=True)
+        except _Stopped as stopped:
+            self.stop_inside = stopped.stop
+            return "the run was stopped", True
+        self.read_inside = self.read_inside or result.untrusted
+        return result.text, result.failed
 
     def _new(self) -> list[Message]:
         """Messages that the record has not got yet."""

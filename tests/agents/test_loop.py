@@ -8,6 +8,7 @@ from scripted_model import Scripted
 from quatrain.agents.loop import Agent, AgentSettings
 from quatrain.agents.permission import Permission
 from quatrain.agents.recorder import Budget, Recorder, read_record
+from quatrain.agents.replay import ReplayError, replay
 from quatrain.agents.tool import tool
 from quatrain.agents.tools.calculator import calculator
 from quatrain.core.errors import InputError
@@ -126,5 +127,36 @@ def test_settings_that_cannot_work_are_refused():
         Agent(model, [calculator], permission=Permission(allow=["calculater"]))
     with pytest.raises(InputError, match="Two tools are named calculator"):
         Agent(model, [calculator, calculator])
-    with pytest.raises(InputError, match="needs the tool python"):
-        Agent(model, [calculator], AgentSettings(style="code"))
+    with pytest.raises(InputError, match="style tools: this model's chat template shows no tools"):
+        model.calls_tools = False
+        Agent(model, [calculator], AgentSettings(style="tools"))
+
+
+def test_a_run_is_replayed_to_the_letter(tmp_path):
+    """With refusals, faults, old results that were shortened, and a repeated call at the end."""
+
+    @tool(untrusted=True)
+    def page(number: int) -> str:
+        """A page."""
+        return f"page {number} " * 200
+
+    model = Scripted(
+        [("page", '{"number": 1}'), ("page", '{"number": "x"}')],
+        [("page", '{"number": 2}')],
+        [("calculator", '{"expression": "1"}')],
+        *[[("page", '{"number": 3}')]] * 3,
+    )
+    model.context = 1200
+    path = tmp_path / "run.jsonl"
+    recorder = Recorder(path)
+    permission = Permission(allow=["page"])
+    outcome = Agent(model, [page, calculator], permission=permission).run("Read.", recorder=recorder)
+    recorder.close()
+    record = read_record(path)
+    assert outcome.stop == "repeated_call" and any(event["event"] == "forgot" for event in record.events)
+    again = replay(record)
+    assert [event["event"] for event in again] == [event["event"] for event in record.events]
+    changed = read_record(path)
+    next(changed.of("call"))["result"] = "another page"
+    with pytest.raises(ReplayError, match="the prompt differs"):
+        replay(changed)

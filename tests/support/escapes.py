@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Programs that try to leave the sandbox: each prints ESCAPED, or leaves a trace outside, if it succeeds.
 
 `{secret}` is a file outside with a secret, `{folder}` the folder that it lies in, `{port}` a port of this machine on
