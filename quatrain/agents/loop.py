@@ -32,6 +32,8 @@ from quatrain.core.settings import did_you_mean
 
 ROOM = 256
 """Tokens of the context that are left for a turn."""
+SHOWN = ("effect", "untrusted", "described_outside")
+"""Fields of a tool that the record has beside its schema."""
 Stop = Literal[
     "answer", "handed_over", "repeated_call", "no_answer", "context", "steps", "tokens", "seconds", "money", "cancelled"
 ]
@@ -190,14 +192,14 @@ class _Run:
 
     def _begin(self, task: str) -> None:
         agent, settings, talk = self.agent, self.agent.settings, self.conversation
-        before = [dict(message) for message in talk.messages]
+        before, was_tainted = [dict(message) for message in talk.messages], talk.tainted
+        talk.tainted = talk.tainted or any(tool.described_outside for tool in self.tools.values())
         if not talk.messages:
             system = "\n\n".join(filter(None, (settings.system, agent.style.system(self.tools))))
             talk.messages += [{"role": "system", "content": system}] if system else []
         talk.messages.append({"role": "user", "content": task})
         tools = [
-            tool.schema["function"] | {"effect": tool.effect, "untrusted": tool.untrusted}
-            for tool in self.tools.values()
+            tool.schema["function"] | {name: getattr(tool, name) for name in SHOWN} for tool in self.tools.values()
         ]
         self._write(
             "start",
@@ -216,7 +218,7 @@ class _Run:
             faults=settings.faults,
             allow=sorted(agent.permission.allow),
             before=before,
-            tainted=talk.tainted,
+            tainted=was_tainted,
         )
         self.shown = len(before)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quatrain.agents.conversation import Conversation
-from quatrain.agents.loop import Agent, AgentSettings, Decision
+from quatrain.agents.loop import SHOWN, Agent, AgentSettings, Decision
 from quatrain.agents.model import Call, Form, Message, Turn
 from quatrain.agents.permission import Permission
 from quatrain.agents.recorder import Budget, Event, Record, digest
@@ -103,4 +103,4 @@ def replay(record: Record) -> list[Event]:
 def _stub(shown: Mapping[str, Any]) -> Tool:
     """A tool as the model saw it, which is never called."""
     named = (shown["name"], shown["description"], shown["parameters"])
-    return Tool(*named, lambda arguments: None, shown["effect"], shown["untrusted"])
+    return Tool(*named, lambda arguments: None, **{name: shown[name] for name in SHOWN})

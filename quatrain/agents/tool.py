@@ -35,7 +35,7 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 MAX_RESULT = 20_000
 """The most characters of a result that a model reads."""
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
-_ARGUMENT = re.compile(r"^\s+(\w+)\s*(?:\([^)]*\))?\s*:\s+(\S.*)$")
+_ARGUMENT = re.compile(r"^\s*(\w+)\s*(?:\([^)]*\))?\s*:\s+(\S.*)$")
 
 
 class ToolError(Exception):
@@ -70,6 +70,9 @@ class Tool:
     seconds: float = 30.0
     check: Callable[[dict[str, Any]], dict[str, Any]] = field(default=lambda arguments: arguments, repr=False)
     """Gives the arguments in their types; raises ToolError, all faults at once."""
+
+    described_outside: bool = False
+    """Whether the name, description and schema come from outside: whoever lists the tool has read such text."""
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):

@@ -78,6 +78,8 @@ def run_agent(
     from quatrain.agents.toolbox import open_tools
     from quatrain.core.errors import InputError
 
+    if style == "code" or "python" in tool:
+        _say_what_is_open()
     settings = AgentSettings(style, system, Budget(steps, tokens, seconds, money, prices))
     if task is None and not sys.stdin.isatty():
         raise InputError('No task is given: quatrain agent run MODEL "TASK", or - to read it from standard input.')
@@ -184,4 +186,73 @@ def list_tools(*, json_lines: Annotated[bool, Parameter(name="--json")] = False)
         for spec in specs().values()
     ]
     show_table(("tool", "value", "what it does"), rows, json_lines=json_lines)
+    return 0
+
+
+def _say_what_is_open() -> None:
+    """Say what the sandbox cannot enforce on this machine."""
+    from quatrain.agents.sandbox import missing_here
+    from quatrain.cli.output import show_error
+
+    if missing := missing_here():
+        show_error(f"The sandbox does not enforce here: {'; '.join(missing)}.")
+
+
+def show_run(record: Path, *, page: Path | None = None) -> int:
+    """Show a recorded run: the page of all its steps.
+
+    Parameters
+    ----------
+    record
+        The record of a run.
+    page
+        Where the page is written; by default beside the record, as .html.
+    """
+    from quatrain.agents.recorder import read_record
+    from quatrain.agents.run_page import write_page
+    from quatrain.cli.output import show
+
+    place = page or record.with_suffix(".html")
+    write_page(read_record(record), place)
+    show(str(place))
+    return 0
+
+
+def replay_run(record: Path, *, quiet: bool = False) -> int:
+    """Replay a recorded run: the same steps again, without a model and without running a tool.
+
+    Parameters
+    ----------
+    record
+        The record of a run.
+    quiet
+        Write nothing if the replay is equal.
+    """
+    from quatrain.agents.recorder import read_record
+    from quatrain.agents.replay import replay
+    from quatrain.cli.output import show
+
+    events = replay(read_record(record))
+    if not quiet:
+        show(f"{len(events)} events, all equal.")
+    return 0
+
+
+def serve_tools(*, tool: tuple[str, ...], allow: tuple[str, ...] = ()) -> int:
+    """Serve tools to other programs by the Model Context Protocol, over standard input and output.
+
+    Parameters
+    ----------
+    tool
+        A tool, as NAME or NAME=VALUE; may be given several times. `quatrain agent tools` lists them.
+    allow
+        A tool that acts and is offered too; may be given several times.
+    """
+    from contextlib import ExitStack
+
+    from quatrain.agents.mcp import serve
+    from quatrain.agents.toolbox import open_tools
+
+    with ExitStack() as stack:
+        serve(open_tools(tool, stack), allow=allow)
     return 0

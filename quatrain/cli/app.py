@@ -7,7 +7,7 @@ import shutil
 from cyclopts import App, Parameter
 
 import quatrain
-from quatrain.cli.agent import list_tools, run_agent
+from quatrain.cli.agent import list_tools, replay_run, run_agent, serve_tools, show_run
 from quatrain.cli.arguments import mistyped_option
 from quatrain.cli.ask import ask
 from quatrain.cli.chat import chat
@@ -86,8 +86,11 @@ def build_app() -> App:
     data.command(get_source, name="get")
     data.command(check_data, name="check")
     app.command(data)
-    agent = App(name="agent", help="A model that uses tools: run it on a task, list the tools.")
+    agent = App(name="agent", help="A model that uses tools: run it on a task, show and replay its runs.")
     agent.command(run_agent, name="run")
+    agent.command(show_run, name="show")
+    agent.command(replay_run, name="replay")
+    agent.command(serve_tools, name="serve")
     agent.command(list_tools, name="tools")
     app.command(agent)
     prompt = App(name="prompt", help="Prompts: show what a model reads, compare them on a task, search for the best.")

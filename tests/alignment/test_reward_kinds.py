@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
+from quatrain.agents.sandbox import Limits, run_all, run_code
 from quatrain.alignment.rewards import AnyReward, build, kinds, name_problems
 from quatrain.alignment.rewards.base import RewardContext, RewardError
 from quatrain.alignment.rewards.repetition import repeated_share
 from quatrain.alignment.rewards.unit_tests import code_of
-from quatrain.agents.sandbox import Limits, run_all, run_code
 from quatrain.core.errors import InputError
 from quatrain.core.settings import Listing, Settings, parse
 

@@ -22,8 +22,8 @@ MAX_TABLES = 4_000
 def build(value: str, stack: ExitStack) -> list[Tool]:
     """A tool that queries the SQLite file `value`. Raises InputError for a file that is none."""
     path = user_path(value, "the database")
-    database = spec_of_database().database(path, rows=ROWS, size=ANSWER_BYTES, show_schema=False)
-    stack.enter_context(database)  # type: ignore[arg-type]
+    opened = spec_of_database().database(path, rows=ROWS, size=ANSWER_BYTES, show_schema=False)
+    database = stack.enter_context(opened)
     tables = "; ".join(f"{name}({', '.join(columns)})" for name, columns in database.tables())
     tables = tables if len(tables) <= MAX_TABLES else f"{tables[:MAX_TABLES]} …"
 
