@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from escapes import ESCAPES
+
 from quatrain.agents.sandbox import PARTS, Limits, Sandbox, missing_here, run_code
 
 LIMITS = Limits(seconds=1.5, memory=384 * 2**20, output=5_000)
