@@ -32,7 +32,7 @@ from quatrain.core.settings import did_you_mean
 
 ROOM = 256
 """Tokens of the context that are left for a turn."""
-SHOWN = ("effect", "untrusted", "described_outside")
+SHOWN = ("effect", "untrusted", "described_outside", "ends")
 """Fields of a tool that the record has beside its schema."""
 Stop = Literal[
     "answer", "handed_over", "repeated_call", "no_answer", "context", "steps", "tokens", "seconds", "money", "cancelled"
@@ -184,8 +184,18 @@ class _Run:
             stop, answer = stopped.stop, stopped.answer
         except KeyboardInterrupt:
             stop, answer = "cancelled", None
+        self._close_calls(stop)
         self._write("end", stop=stop, answer=answer, usage=self.usage.record(), messages=self._new())
         return Outcome(answer, stop, self.usage, self.conversation, self.recorder.events)
+
+    def _close_calls(self, stop: Stop) -> None:
+        """Give calls that the end of the run has left open a result: endpoints refuse conversations without."""
+        said = self.conversation.messages[-1]
+        if said["role"] != "assistant" or not said.get("tool_calls"):
+            return
+        text = "The person reads this." if stop == "handed_over" else "The run ended here."
+        calls = [Call(each["id"], each["function"]["name"], "") for each in said["tool_calls"]]
+        self.conversation.messages += self.agent.style.results([(call, text) for call in calls])
 
     def _answered(self, answer: str) -> None:
         self.final = answer
@@ -283,6 +293,8 @@ class _Run:
         result = self._recorded(call, tainted=tainted)
         if self.stop_inside is not None:
             raise _Stopped(self.stop_inside)
+        if call.name in self.tools and self.tools[call.name].ends and not result.failed:
+            raise _Stopped("handed_over", result.text)
         if call.name == PYTHON and self.final is not None:
             raise _Stopped("answer", self.final)
         if not result.untrusted:

@@ -52,7 +52,7 @@ class Permission:
             reason = "text from outside has been read, which may have asked for this call"
         elif tool.effect == "act":
             reason = f"{tool.name} acts on something outside"
-        if not reason:
+        if not reason or tool.ends:
             return "free", ""
         if tool.name in self.allow:
             return "allowed", ""

@@ -74,6 +74,9 @@ class Tool:
     described_outside: bool = False
     """Whether the name, description and schema come from outside: whoever lists the tool has read such text."""
 
+    ends: bool = False
+    """Whether a call ends the run and hands over to the person, with the result as the question."""
+
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise InputError(

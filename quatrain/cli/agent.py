@@ -105,6 +105,7 @@ def _params(model: str, sampling: SamplingOptions) -> Any:
 
 def _work(agent: Any, tasks: list[str] | None, record: Path | None, *, json_lines: bool, quiet: bool) -> int:
     """Run the tasks in one conversation; without tasks, those that are typed. Returns the exit code."""
+    import sys
     from datetime import datetime
 
     from quatrain.agents.recorder import Recorder
@@ -131,7 +132,9 @@ def _work(agent: Any, tasks: list[str] | None, record: Path | None, *, json_line
             outcome = agent.run(task, conversation=conversation, recorder=recorder, watch=watch)
         finally:
             recorder.close()
-        conversation, code = outcome.conversation, 0 if outcome.stop == "answer" else 1
+        conversation, code = outcome.conversation, 0 if outcome.stop in ("answer", "handed_over") else 1
+        if outcome.stop == "handed_over" and sys.stdin.isatty():
+            tasks = None  # The person answers, and the conversation goes on.
         if not json_lines:
             if outcome.answer is not None:
                 show_text(outcome.answer)
@@ -143,7 +146,7 @@ def _work(agent: Any, tasks: list[str] | None, record: Path | None, *, json_line
 
 
 STOPS = {
-    "handed_over": "the agent hands over to you.",
+    "handed_over": "the agent asks you.",
     "repeated_call": "the same call came again and again.",
     "no_answer": "the model wrote nothing that can be read as a call or an answer.",
     "context": "the conversation no longer fits into the model's context.",

@@ -1,6 +1,7 @@
 """The loop: calls run, faults are told, repetition and budgets end a run, and everything is recorded."""
 
 import json
+from contextlib import ExitStack
 
 import pytest
 from scripted_model import Scripted
@@ -10,6 +11,7 @@ from quatrain.agents.permission import Permission
 from quatrain.agents.recorder import Budget, Recorder, read_record
 from quatrain.agents.replay import ReplayError, replay
 from quatrain.agents.tool import tool
+from quatrain.agents.toolbox import open_tools
 from quatrain.agents.tools.calculator import calculator
 from quatrain.core.errors import InputError
 
@@ -160,3 +162,16 @@ def test_a_run_is_replayed_to_the_letter(tmp_path):
     next(changed.of("call"))["result"] = "another page"
     with pytest.raises(ReplayError, match="the prompt differs"):
         replay(changed)
+
+
+def test_an_agent_plans_and_hands_over_to_a_person():
+    with ExitStack() as stack:
+        tools = open_tools(["plan", "person"], stack)
+    steps = '{"steps": ["find the town", "answer"], "finished": 0}'
+    model = Scripted([("plan", steps)], [("ask_person", '{"question": "Which town?"}')], "Oslo has rain.")
+    agent = Agent(model, tools)
+    first = agent.run("How is the weather?")
+    assert (first.stop, first.answer) == ("handed_over", "Which town?")
+    assert model.prompts[1][-1]["content"] == "[ ] 1. find the town\n[ ] 2. answer\nNext: find the town"
+    second = agent.run("Oslo", conversation=first.conversation)
+    assert second.answer == "Oslo has rain." and second.conversation.messages[-2]["content"] == "Oslo"
