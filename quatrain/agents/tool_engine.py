@@ -102,7 +102,7 @@ class ToolEngine(Engine):
         """What the template writes between the end of a call's turn and a result, and from there to the next turn."""
         tokenizer: Any = self.tokenizer
         call = {"name": "f", "arguments": {"x": 1}}
-        talk = [
+        talk: list[dict[str, Any]] = [
             {"role": "user", "content": "?"},
             {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]},
             {"role": "tool", "name": "f", "content": "\ue000"},

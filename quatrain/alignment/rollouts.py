@@ -550,8 +550,10 @@ class RolloutStream:
 
     def _unpacked(self, packed: dict[str, Any]) -> Rollout:
         columns = {name: packed.pop(name) for name in ("generated", "sampler_logprobs")}
-        tensors = {name: None if column is None else torch.tensor(column) for name, column in columns.items()}
-        return Rollout(self.sampler.prompts[packed["number"]].ids, **packed, **tensors)
+        rollout = Rollout(self.sampler.prompts[packed["number"]].ids, **packed)
+        for name, column in columns.items():
+            setattr(rollout, name, None if column is None else torch.tensor(column))
+        return rollout
 
     def _check_spread(self) -> None:
         """Raise RewardError once the rewards have never told one completion from another."""
