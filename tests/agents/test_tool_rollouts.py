@@ -94,7 +94,7 @@ def test_held_out_calculations_are_never_learned():
 
 
 def test_the_recipe_runs_and_its_rollouts_call_the_tool(tmp_path, capsys):
-    small = ["data.examples=150", "stage.pretrain.train.steps=2", "stage.finetune.train.steps=40",
+    small = ["data.examples=150", "stage.pretrain.train.steps=2", "stage.finetune.train.steps=10",
              "stage.finetune.train.batch_tokens=1024", "stage.grpo.train.steps=2", "stage.grpo.prompts=2",
              "stage.grpo.samples=2", "stage.grpo.held_out=4", "evaluate.examples=4"]  # fmt: skip
     assert main(["run", "calculator-grpo", "--runs-dir", str(tmp_path), *small, "--quiet"]) == 0

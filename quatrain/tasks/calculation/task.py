@@ -22,7 +22,7 @@ from quatrain.tasks.task import GenerateSettings, Score, SourceTask, Task
 
 LOWEST, HIGHEST = 100, 999
 OPERATIONS = {"*": operator.mul, "+": operator.add, "-": operator.sub}
-PRACTICE = 20_000
+PRACTICE = 8_000
 """Questions of the split "practice"."""
 MOST_HELD_OUT = 1000
 """The most questions of the held-out set, and of the development set."""
