@@ -13,7 +13,7 @@ from quatrain.cli.ask import ask
 from quatrain.cli.chat import chat
 from quatrain.cli.check import check
 from quatrain.cli.compare import compare
-from quatrain.cli.data import check_data, get_source, list_sources
+from quatrain.cli.data import check_data, crawl, curate, get_source, list_sources
 from quatrain.cli.doctor import doctor
 from quatrain.cli.evaluate import evaluate
 from quatrain.cli.export import export
@@ -85,6 +85,8 @@ def build_app() -> App:
     data.command(list_sources, name="list")
     data.command(get_source, name="get")
     data.command(check_data, name="check")
+    data.command(curate)
+    data.command(crawl)
     app.command(data)
     agent = App(name="agent", help="A model that uses tools: run it on a task, show and replay its runs.")
     agent.command(run_agent, name="run")

@@ -1,14 +1,17 @@
-"""`quatrain data`: the catalog of named data sets, and checks of the user's own files."""
+"""`quatrain data`: the catalog of named data sets, checks of the user's own files, and curation."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 if TYPE_CHECKING:
     from quatrain.data.catalog import Source
     from quatrain.data.checking import CheckReport
+    from quatrain.data.curation.assessment import Assessment
+    from quatrain.data.curation.funnel import Funnel
 
 
 def list_sources(*, json_lines: Annotated[bool, Parameter(name="--json")] = False) -> int:
@@ -103,6 +106,131 @@ def check_data(
     else:
         _show_report(report)
     return 0 if report.ok else 2
+
+
+def curate(
+    recipe: str,
+    *overrides: str,
+    source: tuple[str, ...] = (),
+    output: Path | None = None,
+    processes: int = 1,
+    plan: bool = False,
+    keep_work: bool = False,
+    truth: Path | None = None,
+    json_lines: Annotated[bool, Parameter(name="--json")] = False,
+) -> int:
+    """Select the text that is worth learning from. The same command resumes after a kill.
+
+    Parameters
+    ----------
+    recipe
+        A shipped curation recipe (web, crawl), or the path of one in TOML.
+    overrides
+        Settings, such as step.length.min_words=50, or step.language=none to leave a step out.
+    source
+        A file, a folder, a catalog name or hf:owner/name in place of the recipe's sources; may be given several times.
+    output
+        The folder of the result; by default the recipe's name.
+    processes
+        Processes that work side by side. The result does not depend on their number.
+    plan
+        Only say what the curation will do, and what memory and disk it takes.
+    keep_work
+        Keep the files of the passes.
+    truth
+        The truth.jsonl of a generated crawl: show precision and recall of each step.
+    json_lines
+        Write JSON lines, for programs.
+    """
+    from quatrain.cli.output import show, show_json
+    from quatrain.core.errors import InputError
+    from quatrain.core.progress import create_reporter
+    from quatrain.data.curation.assessment import assess
+    from quatrain.data.curation.estimate import estimate
+    from quatrain.data.curation.runner import curate as run
+    from quatrain.data.curation.settings import load
+
+    if processes < 1:
+        raise InputError(f"--processes {processes}; must be at least 1")
+    chosen = load(recipe, overrides, sources=source)
+    folder = output or Path(chosen.name)
+    expected = estimate(chosen, processes)
+    if plan:
+        show_json(expected.to_dict()) if json_lines else show("\n".join(expected.lines()))
+        return 0
+    reporter = create_reporter(json_lines=json_lines)
+    for line in expected.lines():
+        reporter.info(line)
+    expected.check(folder)
+    result = run(chosen, folder, processes=processes, reporter=reporter, keep_work=keep_work)
+    assessment = None if truth is None else assess(folder, truth)
+    if json_lines:
+        known = {} if assessment is None else assessment.to_dict()
+        show_json({"folder": str(folder), "seconds": result.seconds} | result.funnel.summary() | known)
+        return 0
+    _show_funnel(result.funnel)
+    if assessment is not None:
+        _show_assessment(assessment)
+    show(f"\nwrote {folder}: shards in data/, README.md, funnel.html")
+    return 0
+
+
+def crawl(
+    output: Path,
+    *,
+    source: str = "british-novels",
+    documents: Annotated[int, Parameter(validator=validators.Number(gte=50, lte=1_000_000))] = 2000,
+    words: Annotated[int, Parameter(validator=validators.Number(gte=60, lte=10_000))] = 250,
+    seed: int = 0,
+) -> int:
+    """Make a crawl with known junk, to learn curation on: pages, the truth about each, and a recipe.
+
+    Parameters
+    ----------
+    output
+        The folder to write.
+    source
+        Where passages of good text come from.
+    documents
+        The number of pages.
+    words
+        The words of a passage.
+    seed
+        Another seed makes another crawl.
+    """
+    from quatrain.cli.output import show, show_table
+    from quatrain.data.curation.crawl import write_crawl
+
+    counts = write_crawl(output, source=source, documents=documents, words=words, seed=seed)
+    show_table(["kind of page", "pages"], [[kind, count] for kind, count in counts.items()])
+    show(f"\nNext: quatrain data curate {output}/recipe.toml --output curated --truth {output}/truth.jsonl")
+    return 0
+
+
+def _show_assessment(assessment: Assessment) -> None:
+    """Precision and recall of each step, and what is left of each kind of page."""
+    from quatrain.cli.output import show, show_table
+    from quatrain.data.curation.assessment import COLUMNS
+
+    show()
+    show_table(list(COLUMNS), assessment.rows())
+    show()
+    rows = [[kind, left, count] for kind, (left, count) in assessment.left.items()]
+    show_table(["kind of page", "left", "of"], rows)
+
+
+def _show_funnel(funnel: Funnel) -> None:
+    """The funnel as a table, and what could not be read."""
+    from quatrain.cli.output import show, show_table
+    from quatrain.data.curation.funnel import COLUMNS
+
+    columns = [funnel.unit if column == "tokens" else column for column in COLUMNS]
+    rows = [[f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in funnel.rows()]
+    show_table(columns, rows)
+    for reason, count in sorted(funnel.faults.items()):
+        show(f"not read ({reason}): {count:,}: {', '.join(funnel.places[reason][:2])}")
+    for name, amount in sorted(funnel.outputs.items()):
+        show(f"{name}: {amount.documents:,} documents, {amount.tokens:,} {funnel.unit}")
 
 
 def _check_queries(
