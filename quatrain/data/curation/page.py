@@ -27,7 +27,6 @@ def funnel_page(funnel: Funnel) -> str:
     here = files("quatrain.data.curation")
     template = Environment(autoescape=True).from_string(here.joinpath("page.html.jinja").read_text(encoding="utf-8"))
     script = here.joinpath("page.js").read_text(encoding="utf-8")
-    style = files("quatrain.evaluation.report").joinpath("style.css").read_text(encoding="utf-8")
     return template.render(
         funnel=funnel,
         total=max(1, funnel.read.tokens),
@@ -38,7 +37,6 @@ def funnel_page(funnel: Funnel) -> str:
         examples=_examples,
         most_frequent=_most_frequent,
         script=Markup(script),
-        style=Markup(style),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -23,13 +22,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from quatrain.core.atomic import atomic_write, disk_errors, write_json
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.locks import FolderLock
 from quatrain.core.progress import Reporter
 from quatrain.core.reading import read_json, sha256_of
+from quatrain.data.curation.arrays import Array, read_array, write_array
 from quatrain.data.curation.document import Fault, Removal, SourceDocument, content_key
 from quatrain.data.curation.funnel import (
     SNIPPET,
@@ -44,7 +42,6 @@ from quatrain.data.curation.settings import CurationRecipe, to_dict
 from quatrain.data.curation.step import AnyStep, Collector, CorpusStep, Step, StepContext
 from quatrain.data.curation.steps import steps
 from quatrain.data.curation.units import Part, Unit, plan_units, read_unit
-from quatrain.data.curation.words import Array
 
 FORMAT = 1
 """Raised when the same recipe would give other bytes than before."""
@@ -281,28 +278,17 @@ def _read_kept(path: Path) -> Iterator[SourceDocument]:
 
 
 def _write_arrays(place: Path, name: str, arrays: Mapping[str, Array]) -> dict[str, str]:
-    """Writes arrays beside a unit's files; the bytes follow from the values."""
-    files = {}
-    for key, array in arrays.items():
-        path = place.with_name(f"{place.name}.{name}.{key}.npy")
-        content = io.BytesIO()
-        np.save(content, np.ascontiguousarray(array), allow_pickle=False)
-        with atomic_write(path, "wb") as handle:
-            handle.write(content.getbuffer())
-        files[str(path)] = sha256_of(path)
-    return files
+    """Writes arrays beside a unit's files; returns them with their SHA-256."""
+    paths = [write_array(place.parent, f"{place.name}.{name}.{key}", array) for key, array in arrays.items()]
+    return {str(path): sha256_of(path) for path in paths}
 
 
 def read_arrays(place: Path, name: str) -> dict[str, Array]:
     """The arrays of a unit, mapped from disk."""
     prefix = f"{place.name}.{name}."
-    paths = sorted(place.parent.glob(f"{prefix}*.npy"))
-    return {path.name[len(prefix) : -4]: _mapped(path) for path in paths}
-
-
-def _mapped(path: Path) -> Array:
-    array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array
+    return {
+        path.name[len(prefix) :].partition(".")[0]: read_array(path) for path in place.parent.glob(f"{prefix}*.bin")
+    }
 
 
 class _Shards:

@@ -20,7 +20,7 @@ from quatrain.core.settings import Settings
 from quatrain.data.curation.document import Removal, SourceDocument
 
 if TYPE_CHECKING:
-    from quatrain.data.curation.words import Array
+    from quatrain.data.curation.arrays import Array
 
 
 class StepSettings(Settings):

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 
 from quatrain.core.errors import InputError
+from quatrain.data.curation.arrays import Array
 
 MOST_CHUNKS = 1_000_000
 """Chunks that are kept, about 200 MB. When they are full, all are forgotten."""
 LONGEST_CHUNK = 64
 """Characters of a chunk that is kept; longer ones are rare, and computed each time."""
-
-Array = np.ndarray[Any, Any]
 
 
 class ChunkBytes(dict[str, bytes]):
@@ -84,13 +83,12 @@ def window_hashes(words: Array, size: int) -> Array:
     if count < 1:
         return np.empty(0, dtype=np.uint64)
     result = words[:count].copy()
-    with np.errstate(over="ignore"):
-        for offset in range(1, size):
-            result *= _MULTIPLIER
-            result ^= result >> np.uint64(29)
-            result += words[offset : offset + count]
+    for offset in range(1, size):
         result *= _MULTIPLIER
-        result ^= result >> np.uint64(32)
+        result ^= result >> np.uint64(29)
+        result += words[offset : offset + count]
+    result *= _MULTIPLIER
+    result ^= result >> np.uint64(32)
     return result
 
 

@@ -30,11 +30,11 @@ def passages(count: int) -> list[str]:
     for _ in range(count):
         sentences = []
         for _ in range(12):
-            names = numbers.choices(nouns, k=4)
+            names = numbers.choices(nouns, k=3)
             first, second = numbers.choices(adjectives, k=2)
             verb = numbers.choice(verbs)
             sentences.append(
-                f"The {first} {names[0]} {verb} the {names[1]} that we have seen with a {second} {names[2]} and {names[3]}."
+                f"The {first} {names[0]} {verb} the {names[1]} that we have seen with a {second} {names[2]}."
             )
         found.append("\n".join(" ".join(sentences[start : start + 4]) for start in (0, 4, 8)))
     return found

@@ -328,11 +328,19 @@ def test_quality_classifier_learns_from_examples(examples: dict[str, Any], tmp_p
     assert applied(step, " ".join(WORDS[30:]))[1] == "quality score below 0.5"
     about = json.loads((tmp_path / "classifier.json").read_text())
     assert about["examples"] == 120 and about["accuracy_held_out"] == 1
-    pareto = step_of("quality_classifier", tmp_path, rule="pareto", **examples)
-    kept = sum(
-        applied(pareto, " ".join(random.Random(number).sample(WORDS[30:], 15)))[1] is None for number in range(200)
-    )
-    assert 0 < kept < 40, "GPT-3's rule keeps a few unusual texts"
+
+
+def test_paretos_rule_keeps_some_texts_of_any_score(
+    examples: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPT-3 keeps a text of score p with the probability (2 - p) ** -9."""
+    pytest.importorskip("sklearn")
+    cls = steps()["quality_classifier"]
+    step = cls(parse(cls.Settings, {**examples, "rule": "pareto"}), StepContext(tmp_path))
+    for score in (0.6, 0.9):
+        monkeypatch.setattr(step, "score", lambda text, score=score: score)
+        kept = sum(applied(step, str(number))[1] is None for number in range(1000)) / 1000  # type: ignore[arg-type]
+        assert kept == pytest.approx((2 - score) ** -9, abs=0.05)
 
 
 def test_perplexity_follows_the_reference(examples: dict[str, Any], tmp_path: Path) -> None:

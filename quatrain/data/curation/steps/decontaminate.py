@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from quatrain.core.atomic import atomic_write, write_json
+from quatrain.core.atomic import write_json
 from quatrain.core.errors import InputError
 from quatrain.core.reading import read_json
 from quatrain.core.settings import Listing, Settings
+from quatrain.data.curation.arrays import Array, named_array, write_array
 from quatrain.data.curation.document import Removal, SourceDocument
 from quatrain.data.curation.step import Step, StepContext, StepSettings
-from quatrain.data.curation.words import Array, WordHashes, window_hashes
+from quatrain.data.curation.words import WordHashes, window_hashes
 from quatrain.data.decoding import lines_of, read_text
 from quatrain.data.rows import read_records
 from quatrain.data.sources import find_files, is_record_file
@@ -78,9 +78,8 @@ class Decontaminate(Step):
             runs, owner = np.concatenate(found[size]), np.concatenate(owners[size])
             unique, first, counts = np.unique(runs, return_index=True, return_counts=True)
             rare = counts <= settings.common
-            for name, array in (("runs", unique[rare]), ("items", owner[first][rare])):
-                with atomic_write(context.folder / f"{name}-{size}.npy", "wb") as handle:
-                    np.save(handle, array, allow_pickle=False)
+            write_array(context.folder, f"runs-{size}", unique[rare])
+            write_array(context.folder, f"items-{size}", owner[first][rare])
         write_json(context.folder / "items.json", items, indent=None)
 
     def __init__(self, settings: DecontaminateSettings, context: StepContext):
@@ -107,15 +106,11 @@ class Decontaminate(Step):
 
     def _load(self) -> None:
         folder = self.context.folder
-        sizes = sorted((int(path.stem.rpartition("-")[2]) for path in folder.glob("runs-*.npy")), reverse=True)
-        self._tables = {size: (load(folder / f"runs-{size}.npy"), load(folder / f"items-{size}.npy")) for size in sizes}
+        sizes = sorted((int(path.name[5:].partition(".")[0]) for path in folder.glob("runs-*.bin")), reverse=True)
+        self._tables = {
+            size: (named_array(folder, f"runs-{size}"), named_array(folder, f"items-{size}")) for size in sizes
+        }
         self._items = read_json(folder / "items.json", list, max_bytes=MOST_JSON)
-
-
-def load(path: Path) -> Array:
-    """An array that `prepare` wrote, mapped from disk."""
-    array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array
 
 
 def texts_of(settings: DecontaminateSettings) -> Iterator[tuple[str, str]]:

@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
+from quatrain.data.curation.arrays import Array
 from quatrain.data.curation.document import Removal, SourceDocument
 from quatrain.data.curation.step import Collector, CorpusStep, StepSettings
-from quatrain.data.curation.words import Array
 
 
 class ExactDuplicatesSettings(StepSettings):

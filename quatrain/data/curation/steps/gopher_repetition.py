@@ -16,9 +16,10 @@ import numpy as np
 from pydantic import Field
 
 from quatrain.core.settings import Listing
+from quatrain.data.curation.arrays import Array
 from quatrain.data.curation.document import SourceDocument
 from quatrain.data.curation.step import Limit, RuleStep, StepContext, StepSettings
-from quatrain.data.curation.words import Array, english_words
+from quatrain.data.curation.words import english_words
 
 _PARAGRAPHS = re.compile(r"\n{2,}")
 _LINES = re.compile(r"\n+")
@@ -92,11 +93,12 @@ class GopherRepetition(RuleStep):
 
     def _top(self, ids: Array, ends: Array, size: int, *, exact: bool) -> Iterator[tuple[str, float]]:
         """Characters of the most frequent n-gram, the first of equals, in all its places."""
-        if len(ids) < 2:
+        if len(ids) < 2 or not self.top:
             return
         keys = pairs(ids[:-1], ids[1:])
         repeats = longest_run(np.sort(keys))
-        if not exact and all(repeats * longest_window(ends, n) <= most * size for n, most in self.top):
+        longest = min(self.top[-1][0], len(ids))
+        if not exact and repeats * longest_window(ends, longest) <= min(most for _, most in self.top) * size:
             return
         for n, _ in self.top:
             if len(ids) < n:
@@ -113,12 +115,10 @@ class GopherRepetition(RuleStep):
             return
         sums = np.zeros(len(ids) + 1, dtype=np.uint64)
         powers, inverses = self.powers.upto(int(ends[-1]))
-        with np.errstate(over="ignore"):
-            np.cumsum(self.hashes.of(ids) * inverses[ends[1:]], out=sums[1:])
+        np.cumsum(self.hashes.of(ids) * inverses[ends[1:]], out=sums[1:])
 
         def windows(n: int) -> Array:
-            with np.errstate(over="ignore"):
-                result: Array = (sums[n:] - sums[: len(sums) - n]) * powers[ends[n:]]
+            result: Array = (sums[n:] - sums[: len(sums) - n]) * powers[ends[n:]]
             return result
 
         least = self.duplicates[0][0]
@@ -157,8 +157,7 @@ def _powers(base: int, size: int) -> Array:
     """The powers 0 to `size - 1`, modulo 2**64."""
     factors = np.full(size, base, dtype=np.uint64)
     factors[0] = 1
-    with np.errstate(over="ignore"):
-        result: Array = np.cumprod(factors)
+    result: Array = np.cumprod(factors)
     return result
 
 
@@ -185,8 +184,8 @@ def pairs(left: Array, right: Array) -> Array:
 
 def longest_run(values: Array) -> int:
     """How often the most frequent of sorted values occurs."""
-    starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
-    return int(np.diff(np.append(starts, len(values))).max())
+    changes = np.flatnonzero(values[1:] != values[:-1])
+    return int(np.diff(changes, prepend=-1, append=len(values) - 1).max())
 
 
 def longest_window(ends: Array, n: int) -> int:

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from quatrain.data.curation.arrays import Array
 from quatrain.data.curation.document import Removal, SourceDocument, content_key
 from quatrain.data.curation.step import Collector, CorpusStep, StepSettings
 from quatrain.data.curation.steps.near_duplicates import by_unit
-from quatrain.data.curation.words import Array
 
 
 class MixSettings(StepSettings):

@@ -15,9 +15,10 @@ import numpy as np
 from pydantic import Field
 
 from quatrain.core.errors import InputError
+from quatrain.data.curation.arrays import Array, join_arrays
 from quatrain.data.curation.document import Removal, SourceDocument, content_key
 from quatrain.data.curation.step import Collector, CorpusStep, StepContext, StepSettings
-from quatrain.data.curation.words import Array, WordHashes, window_hashes
+from quatrain.data.curation.words import WordHashes, window_hashes
 
 BLOCK = 1_000_000
 """Runs of words whose minima are computed at once."""
@@ -127,7 +128,7 @@ def connected(
 
     One band is in memory at a time; the minima stay on disk.
     """
-    minima = joined([unit["minima"] for unit in units], context)
+    minima = join_arrays(context.folder, "minima", (unit["minima"] for unit in units))
     parents = np.arange(len(minima), dtype=np.int64)
     for band in range(bands):
         keys = np.concatenate([band_keys(unit["minima"], band, rows) for unit in units])
@@ -147,28 +148,11 @@ def connected(
     return np.array([root(parents, place) for place in range(len(parents))], dtype=np.int64)
 
 
-def joined(parts: Sequence[Array], context: StepContext) -> Array:
-    """The rows of all parts, mapped from one file in the step's folder."""
-    count = sum(map(len, parts))
-    if not count:
-        return np.empty((0, 1), dtype=np.uint32)
-    context.folder.mkdir(parents=True, exist_ok=True)
-    matrix: Array = np.lib.format.open_memmap(
-        context.folder / "minima.npy", mode="w+", dtype=np.uint32, shape=(count, parts[0].shape[1])
-    )
-    place = 0
-    for part in parts:
-        matrix[place : place + len(part)] = part
-        place += len(part)
-    return matrix
-
-
 def band_keys(minima: Array, band: int, rows: int) -> Array:
     """One key (N,) uint64 for the minima of a band."""
     result = np.zeros(len(minima), dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        for column in range(band * rows, (band + 1) * rows):
-            result = (result ^ (result >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15) + minima[:, column]
+    for column in range(band * rows, (band + 1) * rows):
+        result = (result ^ (result >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15) + minima[:, column]
     return result
 
 

@@ -19,6 +19,7 @@ from quatrain.core.atomic import write_json
 from quatrain.core.errors import InputError
 from quatrain.core.reading import read_json
 from quatrain.core.settings import Problem
+from quatrain.data.curation.arrays import Array
 from quatrain.data.curation.document import SourceDocument
 from quatrain.data.curation.step import Limit, RuleStep, StepContext, StepSettings
 from quatrain.data.curation.steps.quality_classifier import Examples
@@ -110,12 +111,12 @@ def words_of(text: str) -> list[str]:
     return text.casefold().split()
 
 
-def ids_of(text: str, vocabulary: dict[str, int]) -> np.ndarray[Any, Any]:
+def ids_of(text: str, vocabulary: dict[str, int]) -> Array:
     """The ids (N,) int64 of the words of a text."""
     return np.array([vocabulary.get(word, UNKNOWN) for word in words_of(text)], dtype=np.int64)
 
 
-def perplexity(model: Any, ids: np.ndarray[Any, Any]) -> float:
+def perplexity(model: Any, ids: Array) -> float:
     """The perplexity per word; 1 for an empty text."""
     if not len(ids):
         return 1.0

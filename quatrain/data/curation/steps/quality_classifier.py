@@ -16,9 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from quatrain.core.atomic import atomic_write, write_json
+from quatrain.core.atomic import write_json
 from quatrain.core.errors import InputError
 from quatrain.core.settings import Settings
+from quatrain.data.curation.arrays import Array, named_array, write_array
 from quatrain.data.curation.document import Removal, SourceDocument, content_key
 from quatrain.data.curation.step import Limit, RuleStep, StepContext, StepSettings
 from quatrain.data.documents import read_documents
@@ -76,14 +77,13 @@ class QualityClassifier(RuleStep):
             model.fit(features[held_out:], targets[held_out:])
             accuracy = float(model.score(features[:held_out], targets[:held_out]))
         model.fit(features, targets)
-        with atomic_write(context.folder / "coefficients.npy", "wb") as handle:
-            np.save(handle, model.coef_[0].astype(np.float32), allow_pickle=False)
+        write_array(context.folder, "coefficients", model.coef_[0].astype(np.float32))
         about = {"intercept": float(model.intercept_[0]), "examples": len(texts), "accuracy_held_out": accuracy}
         write_json(context.folder / "classifier.json", about)
 
     def __init__(self, settings: QualityClassifierSettings, context: StepContext):
         super().__init__(settings, context)
-        self._model: tuple[Any, np.ndarray[Any, Any], float] | None = None
+        self._model: tuple[Any, Array, float] | None = None
 
     def limits(self) -> Sequence[Limit]:
         return (Limit(SCORE, least=self.settings.min_score),)
@@ -120,9 +120,9 @@ def vectorizer() -> Any:
     return HashingVectorizer(n_features=FEATURES, ngram_range=(1, 2), alternate_sign=False, norm="l2")
 
 
-def load(folder: Path) -> tuple[np.ndarray[Any, Any], float]:
+def load(folder: Path) -> tuple[Array, float]:
     """The coefficients and the intercept that `prepare` wrote."""
-    weights = np.load(folder / "coefficients.npy", allow_pickle=False)
+    weights = named_array(folder, "coefficients")
     return weights, float(json.loads((folder / "classifier.json").read_text(encoding="utf-8"))["intercept"])
 
 

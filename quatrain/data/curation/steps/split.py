@@ -13,10 +13,10 @@ import numpy as np
 from pydantic import Field
 
 from quatrain.core.settings import Problem
+from quatrain.data.curation.arrays import Array
 from quatrain.data.curation.document import Removal, SourceDocument, content_key
 from quatrain.data.curation.step import Collector, CorpusStep, StepSettings
 from quatrain.data.curation.steps.near_duplicates import Signatures, by_unit, connected
-from quatrain.data.curation.words import Array
 
 NAMES = ("train", "validation", "test")
 

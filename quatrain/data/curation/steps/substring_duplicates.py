@@ -13,9 +13,10 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from quatrain.data.curation.arrays import Array
 from quatrain.data.curation.document import Removal, SourceDocument
 from quatrain.data.curation.step import Collector, CorpusStep, StepContext, StepSettings
-from quatrain.data.curation.words import Array, WordHashes, window_hashes
+from quatrain.data.curation.words import WordHashes, window_hashes
 
 AT_ONCE = 10_000_000
 """Runs that are compared at once; each takes 48 bytes."""
