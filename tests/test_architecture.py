@@ -32,7 +32,7 @@ LAYERS = [
 
 COMES_WITH = {"markupsafe": "jinja2", "llvmlite": "numba", "starlette": "fastapi"}
 WRITTEN_FOR = {"models.kernels.decode_step": "numba", "models.kernels.vectors": "numba",
-               "evaluation.lm_eval_model": "lm_eval"}  # fmt: skip
+               "evaluation.lm_eval_model": "lm_eval", "data.curation.datatrove_steps": "datatrove"}  # fmt: skip
 """Modules that are nothing without a library of an extra; who needs them imports them where they are used."""
 PART_FOR = {"serving": {"fastapi", "uvicorn", "prometheus_client"}}
 """The same for whole folders."""

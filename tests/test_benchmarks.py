@@ -44,9 +44,10 @@ QUICK = {
     "classic.py": [],
     "lm_eval_speed.py": [],
     "pipelines.py": [],
+    "curate.py": [],
 }
 PEERLESS = {"quickstart.py", "passes.py", "predictions.py", "plan_memory.py", "serving.py", "serving_speed.py",
-            "preferences.py", "recurrent.py", "classic.py"}  # fmt: skip
+            "preferences.py", "recurrent.py", "classic.py", "curate.py"}  # fmt: skip
 """Those that need no transformers."""
 
 

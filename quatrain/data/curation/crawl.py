@@ -335,6 +335,13 @@ def crawl_recipe(folder: Path) -> dict[str, Any]:
     }
 
 
+def passages_shown(folder: Path) -> int:
+    """How many passages of its source the pages of a crawl show."""
+    with open(folder / "truth.jsonl", encoding="utf-8") as handle:
+        groups = [json.loads(line)["group"] for line in handle]
+    return 1 + max((group for group in groups if group is not None), default=-1)
+
+
 def held_out(source: str, words: int, skip: int, count: int) -> list[str]:
     """Passages after the first `skip`, which no page of the crawl shows."""
     return list(islice(passages_of(source, words), skip, skip + count))

@@ -50,7 +50,7 @@ def test_same_seed_makes_the_same_crawl() -> None:
 def test_too_few_passages_are_said(tmp_path: Path) -> None:
     source = tmp_path / "few.jsonl"
     source.write_text(json.dumps({"text": passages(1)[0]}), encoding="utf-8")
-    with pytest.raises(InputError, match="only 1 passages, too few"):
+    with pytest.raises(InputError, match=r"only \d passages, too few"):
         write_crawl(tmp_path / "crawl", source=str(source), documents=100, words=60)
 
 

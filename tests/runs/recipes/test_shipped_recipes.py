@@ -163,6 +163,11 @@ ELSEWHERE = {"quickstart", "sherlock", "shakespeare-char", "arithmetic-grpo", "c
              "soft-hard"}  # fmt: skip
 """Recipes that the tests of the README, the quickstart, word vectors, agents, alignment, prompting, and of the stages
 grpo, ladder and series run."""
+ELSEWHERE = {"quickstart", "sherlock", "shakespeare-char", "arithmetic-grpo", "sentiment-ppo", "sentiment-control",
+             "grpo-sql", "ladder", "activity", "word2vec", "dialogue-prompting", "soft-hard",
+             "curated"}  # fmt: skip
+"""Recipes that the tests of the README, the quickstart, word vectors, alignment, prompting, and of the stages
+grpo, ladder, series and curate run."""
 
 
 def test_every_recipe_is_run_somewhere() -> None:
