@@ -1,4 +1,4 @@
-"""The curate stage: three texts of one crawl, equal steps, losses with intervals; a killed run keeps what it measured."""
+"""The curate stage: three texts of one crawl, equal steps, losses with intervals; a killed run keeps its losses."""
 
 import json
 import random
@@ -26,8 +26,10 @@ def recipe(tmp_path):
     numbers = random.Random(0)
     nouns = "house river garden window letter morning captain village winter table forest candle bridge road".split()
     source = tmp_path / "text.txt"
-    sentences = (f"The {numbers.choice(nouns)} and the {numbers.choice(nouns)} of that {numbers.choice(nouns)} have been "
-                 f"with the {numbers.choice(nouns)}." for _ in range(500))  # fmt: skip
+    named = (numbers.choices(nouns, k=4) for _ in range(500))
+    sentences = (
+        f"The {one} and the {two} of that {three} have been with the {four}." for one, two, three, four in named
+    )
     source.write_text("\n".join(sentences), encoding="utf-8")
     return load("curated", [f"data.source={source.as_posix()}", *SMALL])
 

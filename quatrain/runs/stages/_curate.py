@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def summarize(rows: Sequence[Trained], amounts: dict[str, int], settings: Curate
         ]  # fmt: skip
     raw = {"name": "raw", "loss": result.scores["raw"]["loss"]}
     result.baselines = {name: raw for name in VARIANTS[1:]}
-    for before, after in zip(VARIANTS, VARIANTS[1:]):
+    for before, after in pairwise(VARIANTS):
         gains = [one - other for one, other in zip(by_variant[before], by_variant[after], strict=True)]
         mean, half = interval(gains)
         differences[f"{before} to {after}"] = {"gain": mean, "interval": half}

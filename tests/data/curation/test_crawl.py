@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from pathlib import Path
 
@@ -16,28 +17,22 @@ for library in ("spacy", "trafilatura", "ftfy", "lingua", "rensa"):
     pytest.importorskip(library, reason=f"{library} is not installed: pip install 'quatrain[data]'")
 
 
-def passages(count: int) -> list[str]:
-    """Passages of made-up prose in which no two are alike."""
-    import random
+WORDS = """house river garden window letter morning captain village winter table forest candle bridge horse road found left
+watched carried remembered crossed opened lost followed painted old quiet narrow bright cold heavy small distant
+green broken island harbour teacher kitchen mountain shoulder evening silver question answer story picture music
+paper stone water summer friend mother brother sister doctor market church school""".split()
+SMALL_WORDS = "the of and to with that have be a in on by from at his her was were not but".split()
 
+
+def passages(count: int) -> list[str]:
+    """Passages of random English words in which no two are alike."""
     numbers = random.Random(0)
-    nouns = (
-        "house river garden window letter morning captain village winter table forest candle bridge horse road".split()
-    )
-    verbs = "found left watched carried remembered crossed opened lost followed painted".split()
-    adjectives = "old quiet narrow bright cold heavy small distant green broken".split()
-    found = []
-    for _ in range(count):
-        sentences = []
-        for _ in range(12):
-            names = numbers.choices(nouns, k=3)
-            first, second = numbers.choices(adjectives, k=2)
-            verb = numbers.choice(verbs)
-            sentences.append(
-                f"The {first} {names[0]} {verb} the {names[1]} that we have seen with a {second} {names[2]}."
-            )
-        found.append("\n".join(" ".join(sentences[start : start + 4]) for start in (0, 4, 8)))
-    return found
+
+    def sentence() -> str:
+        words = [word for _ in range(7) for word in (numbers.choice(SMALL_WORDS), numbers.choice(WORDS))]
+        return " ".join(words).capitalize() + "."
+
+    return ["\n".join(" ".join(sentence() for _ in range(4)) for _ in range(3)) for _ in range(count)]
 
 
 def test_same_seed_makes_the_same_crawl() -> None:
@@ -68,14 +63,13 @@ def test_crawl_curated_by_the_verbs(tmp_path: Path, capsys: pytest.CaptureFixtur
     scores = {score["step"]: score for score in answer["scores"]}
     for step in ("url", "language", "length", "decontaminate", "exact_duplicates", "unicode", "html", "personal_data"):
         assert scores[step]["recall"] == 1, scores[step]
-    for step in ("gopher_quality", "gopher_repetition", "near_duplicates"):
+    for step in ("gopher_quality", "fineweb_quality", "near_duplicates"):
         assert scores[step]["recall"] >= 0.9, scores[step]
     for step in ("url", "decontaminate", "exact_duplicates", "near_duplicates", "personal_data"):
         assert scores[step]["precision"] == 1, scores[step]
     left = answer["left"]
     for kind in ("spam", "list", "foreign", "fragment", "evaluation item", "boilerplate"):
         assert left[kind][0] == 0, left
-    assert left["page"][0] == left["page"][1]
     entered = answer["read"]
     for step in answer["steps"]:
         assert step["entered"] == entered

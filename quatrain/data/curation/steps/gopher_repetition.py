@@ -185,7 +185,10 @@ def pairs(left: Array, right: Array) -> Array:
 def longest_run(values: Array) -> int:
     """How often the most frequent of sorted values occurs."""
     changes = np.flatnonzero(values[1:] != values[:-1])
-    return int(np.diff(changes, prepend=-1, append=len(values) - 1).max())
+    if not len(changes):
+        return len(values)
+    inner = int((changes[1:] - changes[:-1]).max(initial=0))
+    return max(inner, int(changes[0]) + 1, len(values) - 1 - int(changes[-1]))
 
 
 def longest_window(ends: Array, n: int) -> int:
