@@ -14,7 +14,7 @@ from quatrain.data.curation.engines import make_step
 from quatrain.data.curation.step import Step
 
 
-class CurationStep(PipelineStep):  # type: ignore[misc]
+class CurationStep(PipelineStep):
     """A step by its name with its settings, between a reader and a writer of datatrove.
 
     The text and the metadata of a document change as the step changes them. The reasons of removals are counted in

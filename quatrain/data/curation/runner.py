@@ -537,7 +537,7 @@ def fingerprint_sources(recipe: CurationRecipe, folder: Path, reporter: Reporter
     known_path = folder / WORK / "sources.json"
     known: dict[str, list[Any]] = read_json(known_path, max_bytes=MOST_JSON) if known_path.is_file() else {}
     found: dict[str, list[Any]] = {}
-    rows = []
+    rows: list[dict[str, Any]] = []
     paths = dict.fromkeys((part.source, part.path) for unit in plan_units(recipe) for part in unit.parts)
     for source, path in paths:
         title = recipe.source[source].title

@@ -17,10 +17,12 @@ for library in ("spacy", "trafilatura", "ftfy", "lingua", "rensa"):
     pytest.importorskip(library, reason=f"{library} is not installed: pip install 'quatrain[data]'")
 
 
-WORDS = """house river garden window letter morning captain village winter table forest candle bridge horse road found left
+WORDS = """
+house river garden window letter morning captain village winter table forest candle bridge horse road found left
 watched carried remembered crossed opened lost followed painted old quiet narrow bright cold heavy small distant
 green broken island harbour teacher kitchen mountain shoulder evening silver question answer story picture music
-paper stone water summer friend mother brother sister doctor market church school""".split()
+paper stone water summer friend mother brother sister doctor market church school
+""".split()
 SMALL_WORDS = "the of and to with that have be a in on by from at his her was were not but".split()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 
 from quatrain.core.settings import Listing
@@ -47,8 +48,7 @@ class GopherQuality(RuleStep):
     def __init__(self, settings: GopherQualitySettings, context: StepContext):
         super().__init__(settings, context)
         self.words = english_words()
-        self.lengths = self.words.feature("length", len)
-        self.symbols = self.words.feature("symbol", SYMBOLS.issuperset, dtype=bool)
+        self.lengths = self.words.feature("real length", lambda word: 0 if SYMBOLS.issuperset(word) else len(word))
         self.alphabetic = self.words.feature("alphabetic", lambda word: any(map(str.isalpha, word)), dtype=bool)
         numbers = {word: number for number, word in enumerate(settings.stop_words, 1)}
         name = f"stop words {settings.stop_words}"
@@ -70,19 +70,21 @@ class GopherQuality(RuleStep):
     def values(self, document: SourceDocument) -> Iterator[tuple[str, float]]:
         text = document.text
         ids = self.words.ids(text)
-        real = ~self.symbols.of(ids)
-        words = int(real.sum())
+        lengths = self.lengths.of(ids)  # 0 for a symbol
+        words = int(np.count_nonzero(lengths))
         yield "words", words
         if not len(ids):
             return
-        yield "mean word length", float(self.lengths.of(ids)[real].mean()) if words else 0.0
+        yield "mean word length", int(lengths.sum()) / words if words else 0.0
         yield "hashes a word", text.count("#") / len(ids)
-        yield "ellipses a word", (text.count("...") + text.count("…")) / len(ids)
+        ellipses = text.count("...") + text.count("…")
+        yield "ellipses a word", ellipses / len(ids)
         lines = text.splitlines()
-        yield "bullet lines", sum(line.lstrip().startswith(BULLETS) for line in lines) / len(lines)
-        ends = sum(line.rstrip().endswith(ELLIPSES) for line in lines)
+        bullets = any(bullet in text for bullet in BULLETS)
+        yield "bullet lines", sum(line.lstrip().startswith(BULLETS) for line in lines) / len(lines) if bullets else 0.0
+        ends = sum(line.rstrip().endswith(ELLIPSES) for line in lines) if ellipses else 0
         yield "lines that end in an ellipsis", ends / len(lines)
-        yield "alphabetic words", int(self.alphabetic.of(ids).sum()) / len(ids)
+        yield "alphabetic words", int(np.count_nonzero(self.alphabetic.of(ids))) / len(ids)
         found = self.stop_words.of(ids)
         yield "stop words", len(set(found[found > 0].tolist()))
 

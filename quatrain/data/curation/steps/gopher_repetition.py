@@ -19,7 +19,7 @@ from quatrain.core.settings import Listing
 from quatrain.data.curation.arrays import Array
 from quatrain.data.curation.document import SourceDocument
 from quatrain.data.curation.step import Limit, RuleStep, StepContext, StepSettings
-from quatrain.data.curation.words import english_words
+from quatrain.data.curation.words import english_words, window_hashes
 
 _PARAGRAPHS = re.compile(r"\n{2,}")
 _LINES = re.compile(r"\n+")
@@ -81,7 +81,10 @@ class GopherRepetition(RuleStep):
         if not text:
             yield "duplicate paragraphs", 1.0
             return
-        for name, parts in (("paragraph", _PARAGRAPHS.split(text.strip())), ("line", _LINES.split(text))):
+        gaps = "\n\n" in text
+        paragraphs = _PARAGRAPHS.split(text.strip()) if gaps else [text.strip()]
+        lines = _LINES.split(text) if gaps else text.split("\n")
+        for name, parts in (("paragraph", paragraphs), ("line", lines)):
             count, characters = duplicates(parts)
             yield f"duplicate {name}s", count / len(parts)
             yield f"characters in duplicate {name}s", characters / len(text)
@@ -97,15 +100,18 @@ class GopherRepetition(RuleStep):
             return
         keys = pairs(ids[:-1], ids[1:])
         repeats = longest_run(np.sort(keys))
-        longest = min(self.top[-1][0], len(ids))
-        if not exact and repeats * longest_window(ends, longest) <= min(most for _, most in self.top) * size:
-            return
-        for n, _ in self.top:
+        for n, most in self.top:
             if len(ids) < n:
                 return
-            if n > 2:
-                keys = pairs(np.unique(keys, return_inverse=True)[1][:-1], ids[n - 1 :])
-            _, first, counts = np.unique(keys, return_index=True, return_counts=True)
+            longest = longest_window(ends, n)
+            # No longer n-gram is more frequent than the most frequent 2-gram, and none is longer than the longest.
+            if not exact and repeats * longest <= most * size:
+                continue
+            if not exact and n > 2:
+                repeats = longest_run(np.sort(window_hashes(ids.astype(np.uint64), n)))
+                if repeats * longest <= most * size:
+                    continue
+            _, first, counts = np.unique(grams(keys, ids, n), return_index=True, return_counts=True)
             top = int(first[counts == counts.max()].min())
             yield f"characters in the top {n}-gram", (int(ends[top + n] - ends[top]) + n - 1) * int(counts.max()) / size
 
@@ -121,22 +127,19 @@ class GopherRepetition(RuleStep):
             result: Array = (sums[n:] - sums[: len(sums) - n]) * powers[ends[n:]]
             return result
 
-        least = self.duplicates[0][0]
-        if not exact:
-            again = repeated(windows(least))
-            if not len(again):
+        lengths = ends[1:] - ends[:-1]
+        smallest = min(most for _, most in self.duplicates)
+        for n, most in self.duplicates:
+            if len(ids) < n:
                 return
-            covered = np.zeros(len(ids), dtype=bool)
-            for offset in range(least):
-                covered[again + offset] = True
-            if int((ends[1:] - ends[:-1])[covered].sum()) <= min(most for _, most in self.duplicates) * size:
-                return
-        for n, _ in self.duplicates:
-            if len(ids) >= n:
-                yield (
-                    f"characters in duplicate {n}-grams",
-                    without_overlaps(windows(n).tolist(), ends.tolist(), n) / size,
-                )
+            if not exact:
+                covered = characters_covered(repeated(windows(n)), lengths, n)
+                if covered <= smallest * size:
+                    return  # what longer n-grams cover, these cover too
+                if covered <= most * size:
+                    continue
+            characters = without_overlaps(windows(n).tolist(), ends.tolist(), n)
+            yield f"characters in duplicate {n}-grams", characters / size
 
 
 class _Powers:
@@ -180,6 +183,23 @@ def pairs(left: Array, right: Array) -> Array:
     """One number (N,) int64 for each two numbers below 2**31."""
     result: Array = (left.astype(np.int64) << 32) | right
     return result
+
+
+def grams(keys: Array, ids: Array, n: int) -> Array:
+    """One number for each n-gram, equal for equal ones; `keys` are those of the 2-grams."""
+    for length in range(3, n + 1):
+        keys = pairs(np.unique(keys, return_inverse=True)[1][:-1], ids[length - 1 :])
+    return keys
+
+
+def characters_covered(places: Array, lengths: Array, n: int) -> int:
+    """Characters of the words in the windows of `n` words at these places."""
+    if not len(places):
+        return 0
+    covered = np.zeros(len(lengths), dtype=bool)
+    for offset in range(n):
+        covered[places + offset] = True
+    return int(lengths[covered].sum())
 
 
 def longest_run(values: Array) -> int:
