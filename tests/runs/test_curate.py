@@ -24,12 +24,13 @@ SMALL = ["tokenizer.vocab_size=400", "stage.curate.documents=60", "stage.curate.
 @pytest.fixture
 def recipe(tmp_path):
     numbers = random.Random(0)
-    nouns = "house river garden window letter morning captain village winter table forest candle bridge road".split()
+    nouns = """house river garden window letter morning captain village winter table forest candle bridge horse
+    road island harbour teacher kitchen mountain shoulder evening silver question answer story
+    picture music paper stone water summer friend mother brother sister doctor market church school""".split()
+    small = "the of and to with that have be a in on by from at his her was were not but".split()
+    sentences = (" ".join(word for _ in range(7) for word in (numbers.choice(small), numbers.choice(nouns))) + "."
+                 for _ in range(500))  # fmt: skip
     source = tmp_path / "text.txt"
-    named = (numbers.choices(nouns, k=4) for _ in range(500))
-    sentences = (
-        f"The {one} and the {two} of that {three} have been with the {four}." for one, two, three, four in named
-    )
     source.write_text("\n".join(sentences), encoding="utf-8")
     return load("curated", [f"data.source={source.as_posix()}", *SMALL])
 
