@@ -7,6 +7,7 @@ fast.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -33,6 +34,8 @@ class LoRALinear(AdapterLayer):
         super().__init__(base)
         self.rank, self.alpha, self.dropout, self.use_rslora = rank, alpha, dropout, use_rslora
         self.scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
+        self.rounding: Callable[[Tensor], Tensor] | None = None
+        """Rounds the merged weight in the forward pass (`compression.constrained`)."""
         self.lora_A: Tensor
         self.lora_B: Tensor
         self.add_parameter("lora_A", rank, self.in_features)
@@ -44,6 +47,10 @@ class LoRALinear(AdapterLayer):
             self.lora_B.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.rounding is not None:
+            base: Any = self.base
+            merged = base.weight + self.scaling * (self.lora_B @ self.lora_A).to(base.weight.dtype)
+            return F.linear(x, self.rounding(merged), base.bias)
         if self._can_fuse(x):
             output: Tensor = _FusedLoRA.apply(x, self.lora_A, self.lora_B, self.base, self.scaling)
             return output

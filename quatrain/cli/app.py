@@ -28,6 +28,7 @@ from quatrain.cli.prompt import compare as compare_prompts
 from quatrain.cli.prompt import preview as preview_prompt
 from quatrain.cli.prompt import search as search_prompt
 from quatrain.cli.prune import prune
+from quatrain.cli.quantize import quantize
 from quatrain.cli.recipes import recipes
 from quatrain.cli.run import run
 from quatrain.cli.serve import serve
@@ -78,6 +79,7 @@ def build_app() -> App:
         merge,
         prune,
         export,
+        quantize,
         doctor,
     ):
         app.command(verb)

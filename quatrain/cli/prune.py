@@ -1,4 +1,4 @@
-"""`quatrain prune`: sets weights to zero or removes heads, units and layers, and shows what it costs."""
+"""`quatrain prune`: sets weights to zero, or removes heads, units and layers, and shows what it costs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ def prune(
     method: tuple[str, ...] = (),
     sparsity: tuple[float, ...] = (),
     pattern: str | None = None,
+    heads: float = 0.0,
+    units: float = 0.0,
+    layers: float = 0.0,
+    uncorrected: bool = False,
     calibrate: str | None = None,
     text: str | None = None,
     samples: int = 128,
@@ -36,8 +40,16 @@ def prune(
         The share of weights to set to zero, such as 0.5.
     pattern
         N:M instead of a share: of every M weights in a row at most N stay, such as 2:4.
+    heads
+        The share of attention heads to remove from each layer, such as 0.25: the model becomes smaller and faster.
+    units
+        The share of feed-forward units to remove from each layer.
+    layers
+        The share of layers to remove.
+    uncorrected
+        Leave the weights that stay as they are; otherwise they are corrected by least squares on the text.
     calibrate
-        A text (file, folder or catalog name) that wanda and sparsegpt read; its beginning is enough.
+        A text (file, folder or catalog name) that all methods but magnitude read; its beginning is enough.
     text
         The text for the perplexity; by default what follows in the calibration text.
     samples
@@ -46,19 +58,21 @@ def prune(
         Write one JSON object, for programs.
     """
     from quatrain.cli.compressing import Texts, check_out, present, write
-    from quatrain.compression.pruning import unstructured
     from quatrain.core.errors import InputError
     from quatrain.loading.model import load_model
 
-    names, shares = method or ("wanda",), list(sparsity) or ([None] if pattern else [0.5])  # type: ignore[list-item]
+    shares: dict[str, Any] = {"heads": heads, "units": units, "layers": layers}
+    removes = any(shares.values())
     problems = check_out(out)
-    if out is not None and len(names) * len(shares) > 1:
-        problems.append(f"--out {out}: {len(names) * len(shares)} results; name one method and one sparsity")
+    if removes and (method or sparsity or pattern):
+        problems.append("--method, --sparsity, --pattern: set weights to zero; prune heads, units and layers by itself")
+    names = method or ("wanda",)
+    asked = _asked(names, sparsity, pattern)
+    if out is not None and not removes and len(asked) > 1:
+        problems.append(f"--out {out}: {len(asked)} results; name one method and one sparsity")
     if samples < 1:
         problems.append(f"--samples {samples}: must be at least 1")
-    needs = [
-        name for name in names for share in shares if unstructured.check_request(name, share, pattern)[0].needs_inputs
-    ]
+    needs = [name for name, _, reads in asked if reads] if not removes else ["removing parts"]
     if needs and calibrate is None and text is None:
         problems.append(f"--calibrate: missing; {needs[0]} reads a text, such as --calibrate my.txt")
     if problems:
@@ -66,12 +80,28 @@ def prune(
     before, tokenizer = load_model(model)
     texts = Texts.read(calibrate, text, tokenizer, before.config, samples)
     results: list[tuple[str, Any]] = [("before", before)]
-    for name in names:
-        for share in shares:
-            pruned = load_model(model)[0]
-            unstructured.prune(pruned, name, share, pattern=pattern, batches=texts.batches)
-            results.append((f"{name} {pattern or f'{share:.0%}'}", pruned))
+    if removes:
+        from quatrain.compression.pruning import structured
+
+        small, _ = structured.prune(before, texts.batches, compensate=not uncorrected, **shares)
+        results.append((", ".join(f"{share:.0%} of {name}" for name, share in shares.items() if share), small))
+    for name, share, _ in asked if not removes else []:
+        from quatrain.compression.pruning import unstructured
+
+        pruned = load_model(model)[0]
+        unstructured.prune(pruned, name, share, pattern=pattern, batches=texts.batches)
+        results.append((f"{name} {pattern or f'{share:.0%}'}", pruned))
     if out is not None:
         write(results[-1][1], tokenizer, out)
     present(results, texts, out=out, json_lines=json_lines)
     return 0
+
+
+def _asked(
+    methods: tuple[str, ...], sparsity: tuple[float, ...], pattern: str | None
+) -> list[tuple[str, float | None, bool]]:
+    """Each method with each share, and whether it reads texts. Raises InputError."""
+    from quatrain.compression.pruning.unstructured import check_request
+
+    shares: list[float | None] = [*sparsity] or [None if pattern else 0.5]
+    return [(name, share, check_request(name, share, pattern)[0].needs_inputs) for name in methods for share in shares]

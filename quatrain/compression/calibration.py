@@ -60,6 +60,20 @@ class LayerInputs:
         """The squared error of the outputs, sum over x of |difference x|², for a change (out, in) of the weight."""
         return float(((difference.float() @ self.gram) * difference.float()).sum())
 
+    def permuted(self, order: Tensor) -> LayerInputs:
+        """The statistics with the channels in another order."""
+        other = LayerInputs(0)
+        other.gram, other.count = self.gram[order][:, order], self.count
+        other.absmax, other.abssum = self.absmax[order], self.abssum[order]
+        return other
+
+    def rescaled(self, factor: Tensor) -> LayerInputs:
+        """The statistics of the inputs times a factor > 0 for each channel (in,)."""
+        other = LayerInputs(0)
+        other.gram, other.count = self.gram * factor * factor[:, None], self.count
+        other.absmax, other.abssum = self.absmax * factor, self.abssum * factor
+        return other
+
     def inverse_factor(self, damping: float) -> tuple[Tensor, Tensor]:
         """The upper Cholesky factor (in, in) of (2/N gram + damping)^-1, and which channels (in,) are always 0.
 

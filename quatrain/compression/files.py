@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from quatrain.compression import nf4
+from quatrain.compression.fp8 import FP8Linear
 from quatrain.compression.int4 import GROUPS, Int4Linear
-from quatrain.compression.int8 import Int8Linear
-from quatrain.compression.packing import FORMAT, METHOD, WEIGHTS, paths_in_files
+from quatrain.compression.int8 import Int8Linear, W8A8Linear
+from quatrain.compression.layer import QuantizedLinear
+from quatrain.compression.packing import (
+    ACTIVATIONS,
+    FLOAT_FORMAT,
+    FLOAT_WEIGHTS,
+    FORMAT,
+    INTEGER_FORMAT,
+    METHOD,
+    WEIGHTS,
+    paths_in_files,
+)
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value
 from quatrain.models.families.value_types import TEXTS
@@ -45,9 +57,27 @@ def _layer(linear: nn.Linear, quantization: dict[str, Any]) -> nn.Module:
         return nf4.NF4Linear.empty_like(linear, double=bool(quantization.get("bnb_4bit_use_double_quant")))
     (group,) = quantization["config_groups"].values()
     weights = group.get("weights") or {}
+    if quantization["format"] != FORMAT:
+        return FORMATS[quantization["format"]].layer.empty_like(linear)
     if weights.get("num_bits") == 4:
         return Int4Linear.empty_like(linear, group=weights["group_size"])
     return Int8Linear.empty_like(linear)
+
+
+@dataclass(frozen=True)
+class _Format:
+    """What a format of compressed-tensors holds: its entries of weights by bits, of activations, and the layer."""
+
+    weights: dict[int, dict[str, Any]]
+    activations: dict[str, Any] | None
+    layer: type[QuantizedLinear]
+
+
+FORMATS = {
+    FORMAT: _Format(WEIGHTS, None, Int8Linear),
+    INTEGER_FORMAT: _Format({8: WEIGHTS[8]}, ACTIVATIONS, W8A8Linear),
+    FLOAT_FORMAT: _Format({8: FLOAT_WEIGHTS}, None, FP8Linear),
+}
 
 
 def _check(quantization: Any) -> None:
@@ -60,10 +90,10 @@ def _check(quantization: Any) -> None:
         problems += nf4.config_problems(quantization)
     elif method != METHOD:
         problems.append(f"quant_method: {format_value(method)}; Quatrain reads {' and '.join(SKIP_KEYS)}")
-    elif quantization.get("format") != FORMAT:
-        problems.append(f"format: {format_value(quantization.get('format'))}; Quatrain reads {FORMAT}")
+    elif quantization.get("format") not in tuple(FORMATS):
+        problems.append(f"format: {format_value(quantization.get('format'))}; Quatrain reads {', '.join(FORMATS)}")
     else:
-        problems += _group_problems(quantization.get("config_groups") or {})
+        problems += _group_problems(quantization.get("config_groups") or {}, FORMATS[quantization["format"]])
     if problems:
         raise InputError("This quantization_config of config.json cannot be used:", problems)
 
@@ -81,7 +111,7 @@ def _pattern_problems(key: str, patterns: Any) -> list[str]:
     return problems
 
 
-def _group_problems(groups: Any) -> list[str]:
+def _group_problems(groups: Any, form: _Format) -> list[str]:
     """The faults of `config_groups`, a table of tables that each have a table `weights` or none."""
     if not isinstance(groups, dict) or not all(
         isinstance(group, dict) and isinstance(group.get("weights"), dict | None) for group in groups.values()
@@ -91,29 +121,38 @@ def _group_problems(groups: Any) -> list[str]:
     if len(groups) != 1 or any(group.get("targets") != ["Linear"] for group in groups.values()):
         problems.append("config_groups: must be one group whose targets are Linear")
     for name, group in groups.items():
-        problems += [f"config_groups.{name}.weights.{each}" for each in _weight_problems(group.get("weights") or {})]
-        problems += [
-            f"config_groups.{name}.{key}: Quatrain does not read quantized activations"
-            for key in ("input_activations", "output_activations")
-            if group.get(key)
-        ]
+        here = f"config_groups.{name}"
+        problems += [f"{here}.weights.{each}" for each in _weight_problems(group.get("weights") or {}, form)]
+        activations = group.get("input_activations")
+        if form.activations is None and activations:
+            problems.append(f"{here}.input_activations: Quatrain does not read quantized activations of this format")
+        elif form.activations is not None:
+            told = activations if isinstance(activations, dict) else {}
+            problems += [f"{here}.input_activations.{each}" for each in _different(told, form.activations)]
+        if group.get("output_activations"):
+            problems.append(f"{here}.output_activations: Quatrain does not read quantized activations")
     return problems
 
 
-def _weight_problems(weights: dict[str, Any]) -> list[str]:
+def _weight_problems(weights: dict[str, Any], form: _Format) -> list[str]:
     """The faults of a group's `weights`."""
     bits = weights.get("num_bits", 8)
-    if not isinstance(bits, int) or bits not in WEIGHTS:
-        return [f"num_bits: {format_value(bits)}; Quatrain reads {' or '.join(map(str, WEIGHTS))}"]
-    problems = [
-        f"{key}: {format_value(weights.get(key))}; Quatrain reads {format_value(value)}"
-        for key, value in WEIGHTS[bits].items()
-        if weights.get(key, value) != value
-    ]
+    if not isinstance(bits, int) or bits not in form.weights:
+        return [f"num_bits: {format_value(bits)}; Quatrain reads {' or '.join(map(str, form.weights))}"]
+    problems = _different(weights, form.weights[bits])
     size = weights.get("group_size")
     if bits == 4 and (not isinstance(size, int) or size not in GROUPS):
         problems.append(f"group_size: {format_value(size)}; Quatrain reads {', '.join(map(str, GROUPS))}")
     return problems
+
+
+def _different(entries: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """The entries that are there and differ from what is read."""
+    return [
+        f"{key}: {format_value(entries.get(key))}; Quatrain reads {format_value(value)}"
+        for key, value in expected.items()
+        if entries.get(key, value) != value
+    ]
 
 
 def _matches(name: str, patterns: list[str]) -> bool:

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from quatrain.compression import packing
 from quatrain.compression.int4_kernels import Kernel, device_kernel
+from quatrain.compression.integers import IntegerLinear
 from quatrain.compression.layer import (
-    QuantizedLinear,
-    check_finite,
     dequantize_by_lookup,
     is_faster,
     matmul_in_strips,
@@ -33,7 +32,7 @@ MAX_MEASURED_ROWS = 512
 """An implementation that is faster for so many rows is faster for more."""
 
 
-class Int4Linear(QuantizedLinear):
+class Int4Linear(IntegerLinear):
     """y = x W^T + bias, with W the 4-bit values of `weight` times the `scale` of their group.
 
     Buffers: `weight` (out_features, in_features / 2) uint8, two values a byte, each with an offset of 8, the first in
@@ -45,6 +44,7 @@ class Int4Linear(QuantizedLinear):
     """
 
     method: ClassVar[str] = "int4"
+    levels: ClassVar[tuple[int, int]] = (LOWEST, HIGHEST)
     stored_format: ClassVar[str | None] = "int4"
     fixed_dtype: ClassVar[tuple[str, ...]] = ("scale",)
     weight: Tensor
@@ -80,13 +80,18 @@ class Int4Linear(QuantizedLinear):
     def supports(cls, linear: nn.Linear, **options: Any) -> bool:
         return linear.in_features % int(options["group"]) == 0
 
-    def quantize_weight(self, weight: Tensor) -> dict[str, Tensor]:
-        check_finite(weight)
-        groups = weight.float().reshape(weight.shape[0], -1, self.group)
-        scale = (groups.abs().amax(dim=2) / ((HIGHEST - LOWEST) / 2)).bfloat16()
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        quantized = (groups / scale.float()[..., None]).round_().clamp_(LOWEST, HIGHEST) - LOWEST
-        return {"weight": pack_pairs(quantized.to(torch.uint8).view(weight.shape)), "scale": scale}
+    @property
+    def columns_per_scale(self) -> int:
+        return self.group
+
+    def rounded_scale(self, absmax: Tensor) -> Tensor:
+        return (absmax / ((HIGHEST - LOWEST) / 2)).bfloat16()
+
+    def pack(self, codes: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        return {"weight": pack_pairs((codes - LOWEST).to(torch.uint8)), "scale": scale}
+
+    def unpacked(self, buffers: dict[str, Tensor]) -> Tensor:
+        return dequantize(buffers["weight"], buffers["scale"], self.group, torch.float32)
 
     def packed_weight(self) -> Tensor:
         """The values in the layout of `weight`, whichever layout the layer holds."""

@@ -15,18 +15,21 @@ import torch
 from torch import Tensor
 
 from quatrain.compression import packing
-from quatrain.compression.layer import QuantizedLinear, check_finite, is_faster, matmul_in_strips, row_bucket
+from quatrain.compression.integers import IntegerLinear
+from quatrain.compression.layer import is_faster, matmul_in_strips, row_bucket
 from quatrain.models.kernels.stored import StoredWeight
 
 LEVELS = 127
 """Quantization steps on either side of zero."""
+TOKEN_STEPS = 127.5
+"""Half the steps of an activation's scale."""
 VECTOR = 64
 """PyTorch's int8 kernel is safe on every processor if both sizes are multiples of this."""
 MAX_MEASURED_ROWS = 64
 """An implementation that is faster for so many rows is faster for more."""
 
 
-class Int8Linear(QuantizedLinear):
+class Int8Linear(IntegerLinear):
     """y = x (weight * scale)^T + bias, weight int8 (out_features, in_features), scale (out_features,).
 
     Two implementations of the product agree up to rounding. The faster one for the dtype, shape and number of rows is
@@ -34,6 +37,7 @@ class Int8Linear(QuantizedLinear):
     """
 
     method: ClassVar[str] = "int8"
+    levels: ClassVar[tuple[int, int]] = (-LEVELS, LEVELS)
     stored_format: ClassVar[str | None] = "int8"
     fixed_dtype: ClassVar[tuple[str, ...]] = ("scale",)
     weight: Tensor
@@ -44,13 +48,20 @@ class Int8Linear(QuantizedLinear):
         self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8, device=device))
         self.register_buffer("scale", torch.ones(out_features, device=device))
 
-    def quantize_weight(self, weight: Tensor) -> dict[str, Tensor]:
-        weight = weight.float()
-        check_finite(weight)
-        absmax = weight.abs().amax(dim=1)
+    def rounded_scale(self, absmax: Tensor) -> Tensor:
+        return absmax / LEVELS
+
+    def codes(self, weight: Tensor, scale: Tensor) -> Tensor:
+        # bitsandbytes multiplies with the inverse.
+        absmax = weight.float().abs().amax(dim=1)
         absmax = torch.where(absmax > 0, absmax, LEVELS)
-        quantized = (weight * (LEVELS / absmax)[:, None]).round_().clamp_(-LEVELS, LEVELS)
-        return {"weight": quantized.to(torch.int8), "scale": absmax / LEVELS}
+        return (weight.float() * (LEVELS / absmax)[:, None]).round_().clamp_(*self.levels)
+
+    def pack(self, codes: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        return {"weight": codes.to(torch.int8), "scale": scale.reshape(-1)}
+
+    def unpacked(self, buffers: dict[str, Tensor]) -> Tensor:
+        return buffers["weight"].float() * buffers["scale"].float()[:, None]
 
     def dequantized_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return (self.weight * self.scale.float()[:, None]).to(dtype)
@@ -110,3 +121,47 @@ def fastest_matmul(dtype: torch.dtype, device: str, in_features: int, out_featur
     scale = torch.full((out_features,), 0.01, device=device)
     faster = is_faster(lambda: kernel_matmul(x, weight, scale), lambda: dequantized_matmul(x, weight, scale), dtype)
     return kernel_matmul if faster else dequantized_matmul
+
+
+class W8A8Linear(Int8Linear):
+    """int8 weights and int8 activations (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438; ZeroQuant's dynamic scales).
+
+    Each token's input is rounded to int8 with a scale of its own; the product runs in integers and is scaled after.
+    """
+
+    method: ClassVar[str] = "w8a8"
+    stored_format: ClassVar[str | None] = None
+
+    def matmul(self, x: Tensor) -> Tensor:
+        codes, scale = quantize_tokens(x)
+        return integer_matmul(codes, self.weight).to(x.dtype) * (scale.to(x.dtype) * self.scale.to(x.dtype))
+
+    def inference(self, x: Tensor) -> Tensor:
+        return self.matmul(x)
+
+    def folder_operation(self, operation: Any) -> Any:
+        return packing.integer_operation(operation)
+
+    def quantization_config(self, model: Any) -> dict[str, Any]:
+        return packing.quantization_config(
+            model, packing.WEIGHTS[8], format=packing.INTEGER_FORMAT, activations=packing.ACTIVATIONS
+        )
+
+
+def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 codes of x (…, C) and the scale (…, 1) of each token, float32, equal to those of compressed-tensors."""
+    absmax = x.float().abs().amax(-1, keepdim=True)
+    scale = torch.where(absmax > 0, absmax / TOKEN_STEPS, torch.ones_like(absmax))
+    return (x.float() / scale).round_().clamp_(-128, 127).to(torch.int8), scale
+
+
+def integer_matmul(codes: Tensor, weight: Tensor) -> Tensor:
+    """codes (…, in) times weight (out, in) transposed, both int8, exact: float32 of the int32 sums."""
+    flat = codes.reshape(-1, codes.shape[-1])
+    try:
+        sums = torch._int_mm(flat, weight.t()).float()
+    except (RuntimeError, NotImplementedError, AttributeError):
+        # Products of 14 bits are exact in float32 up to 1,040 of them, and float64 is exact for all.
+        exact = torch.float32 if flat.shape[-1] <= 1040 else torch.float64
+        sums = (flat.to(exact) @ weight.t().to(exact)).float()
+    return sums.view(*codes.shape[:-1], len(weight))

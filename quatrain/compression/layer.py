@@ -48,10 +48,17 @@ class QuantizedLinear(nn.Module):
         )
 
     @classmethod
-    def from_linear(cls, linear: nn.Module, **options: Any) -> Self:
-        """Quantizes a linear layer. Raises InputError if its weights are not finite."""
+    def from_linear(
+        cls, linear: nn.Module, *, encode: Callable[[Self, Tensor], dict[str, Tensor]] | None = None, **options: Any
+    ) -> Self:
+        """Quantizes a linear layer. Raises InputError if its weights are not finite.
+
+        `encode(layer, weight)` returns the buffers; by default `quantize_weight`.
+        """
         layer = cls.empty_like(linear, **options)
-        for name, tensor in layer.quantize_weight(linear.weight.detach()).items():  # type: ignore[operator]
+        weight: Any = linear.weight
+        buffers = (cls.quantize_weight if encode is None else encode)(layer, weight.detach())
+        for name, tensor in buffers.items():
             setattr(layer, name, tensor)
         if layer.bias is not None:
             layer.bias = nn.Parameter(linear.bias.detach().clone())  # type: ignore[operator]

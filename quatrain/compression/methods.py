@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from quatrain.compression import files
+from quatrain.compression import files, smoothing
+from quatrain.compression.calibration import CalibratedBlock, Inputs, LayerInputs, calibrated_blocks
+from quatrain.compression.fp8 import FP8Linear
+from quatrain.compression.gptq import gptq
 from quatrain.compression.int4 import Int4Linear
-from quatrain.compression.int8 import Int8Linear
+from quatrain.compression.int8 import Int8Linear, W8A8Linear
 from quatrain.compression.layer import QuantizedLinear
 from quatrain.compression.nf4 import NF4Linear
+from quatrain.compression.settings import CALIBRATED
 from quatrain.core.errors import InputError
+from quatrain.core.wording import format_value
 from quatrain.models.modules import is_adapter, is_in_head, replace_module
 from quatrain.models.transformer.stack import Model
 
-METHODS: dict[str, type[QuantizedLinear]] = {layer.method: layer for layer in (Int8Linear, Int4Linear, NF4Linear)}
+METHODS: dict[str, type[QuantizedLinear]] = {
+    layer.method: layer for layer in (Int8Linear, Int4Linear, NF4Linear, W8A8Linear, FP8Linear)
+}
 
 
 def layer_class(method: str) -> type[QuantizedLinear]:
@@ -47,21 +57,120 @@ def _select_layers(
     return names, options
 
 
-def quantize(model: Model, method: str, **options: Any) -> list[str]:
+def select_layers(
+    model: Model, method: str, options: dict[str, Any]
+) -> tuple[type[QuantizedLinear], list[str], dict[str, Any]]:
+    """The layer class of a method, the paths of the layers that it quantizes, and the options that they share.
+
+    Raises InputError for an unknown method, and if there is nothing to quantize.
+    """
+    quantized = layer_class(method)
+    return quantized, *_select_layers(model, quantized, options)
+
+
+def problems(method: str, calibration: str) -> list[str]:
+    """Why a method cannot be calibrated so; an empty list if it can."""
+    if method not in METHODS:
+        return [f"quantize: {format_value(method)}; must be one of {', '.join(METHODS)}"]
+    if calibration not in CALIBRATIONS:
+        return [f"calibration: {format_value(calibration)}; must be one of {', '.join(CALIBRATIONS)}"]
+    known = CALIBRATED[calibration]
+    return (
+        []
+        if not known or method in known
+        else [f"calibration: {calibration}; it calibrates {' and '.join(known)}, not {method}"]
+    )
+
+
+def quantize(
+    model: Model, method: str, *, calibration: str = "nearest", batches: Sequence[Inputs] = (), **options: Any
+) -> list[str]:
     """Quantizes the model's linear layers, except the head, in place; returns their paths.
 
-    Options: `double` (double quantization) for nf4; `group` for int4, which skips layers whose inputs it does not
-    divide. Raises InputError for unmerged adapters, and if there is nothing to quantize.
+    `calibration`: `nearest` rounds each weight; `gptq`, `awq` and `smoothquant` read `batches` (arguments of
+    `Model.hidden_states`). Options: `double` (double quantization) for nf4; `group` for int4, which skips layers whose
+    inputs it does not divide. Raises InputError for unmerged adapters, and if there is nothing to quantize.
     """
+    if wrong := problems(method, calibration):
+        raise InputError("This quantization cannot be done:", wrong)
     quantized = layer_class(method)
     if adapted := [name for name, module in model.named_modules() if is_adapter(module)]:
         raise InputError("Merge the adapters before quantizing the model:", adapted[:5])
     if any(isinstance(module, QuantizedLinear) for module in model.modules()):
         raise InputError("No linear layer is left to quantize: the model is quantized already.")
     names, options = _select_layers(model, quantized, options)
+    if calibration != "nearest":
+        _calibrated(model, names, quantized, options, CALIBRATIONS[calibration], batches)
     for name in names:
-        replace_module(model, name, quantized.from_linear(model.get_submodule(name), **options))
+        module = model.get_submodule(name)
+        if isinstance(module, nn.Linear):
+            replace_module(model, name, quantized.from_linear(module, **options))
     return names
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How texts are used. smooth: scales a block first. encode: the buffers of a layer; None: the nearest codes."""
+
+    smooth: Callable[[CalibratedBlock, Callable[[nn.Linear], QuantizedLinear]], None] | None = None
+    encode: Callable[[Any, Tensor, LayerInputs], dict[str, Tensor]] | None = None
+
+
+def _awq(block: CalibratedBlock, empty: Callable[[nn.Linear], QuantizedLinear]) -> None:
+    def round_trip(linear: nn.Linear, weight: Tensor) -> Tensor:
+        layer: Any = empty(linear)
+        rounded: Tensor = layer.round_trip(weight)
+        return rounded
+
+    smoothing.smooth(block, lambda group, inputs: smoothing.awq_scale(group, inputs, round_trip))
+
+
+def _smoothquant(block: CalibratedBlock, empty: Callable[[nn.Linear], QuantizedLinear]) -> None:
+    smoothing.smooth(block, smoothing.smoothquant_scale)
+
+
+CALIBRATIONS = {
+    "nearest": Calibration(),
+    "gptq": Calibration(encode=gptq),
+    "awq": Calibration(smooth=_awq),
+    "smoothquant": Calibration(smooth=_smoothquant),
+}
+
+
+def _encoded(
+    encode: Callable[[Any, Tensor, LayerInputs], dict[str, Tensor]],
+    inputs: LayerInputs,
+    layer: QuantizedLinear,
+    weight: Tensor,
+) -> dict[str, Tensor]:
+    return encode(layer, weight, inputs)
+
+
+@torch.no_grad()
+def _calibrated(
+    model: Model,
+    names: Sequence[str],
+    quantized: type[QuantizedLinear],
+    options: dict[str, Any],
+    calibration: Calibration,
+    batches: Sequence[Inputs],
+) -> None:
+    """Quantizes the named layers block by block."""
+
+    def empty(linear: nn.Linear) -> QuantizedLinear:
+        return quantized.empty_like(linear, **options)
+
+    chosen = set(names)
+    for block in calibrated_blocks(model, batches):
+        layers = {name: module for name, module in block.layers.items() if name in chosen}
+        if calibration.smooth is not None:
+            calibration.smooth(block, empty)
+        for name, linear in layers.items():
+            encode = None
+            if calibration.encode is not None:
+                encode = partial(_encoded, calibration.encode, block.inputs[name])
+            layer = quantized.from_linear(linear, encode=encode, **options)
+            replace_module(model, name, layer)
 
 
 def dequantize(model: nn.Module) -> list[str]:

@@ -20,6 +20,8 @@ from quatrain.models.transformer.stack import Model
 
 METHOD = "compressed-tensors"
 FORMAT = "pack-quantized"
+INTEGER_FORMAT = "int-quantized"
+FLOAT_FORMAT = "float-quantized"
 OFFSET = 128
 SHARED = {"type": "int", "symmetric": True, "dynamic": False}
 WEIGHTS: dict[int, dict[str, Any]] = {
@@ -27,6 +29,11 @@ WEIGHTS: dict[int, dict[str, Any]] = {
     4: {"num_bits": 4, **SHARED, "strategy": "group", "actorder": None},
 }
 """The `weights` entry of a `quantization_config`, by bits; 4-bit weights have a group size too."""
+ACTIVATIONS: dict[str, Any] = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True, "strategy": "token"}
+"""The `input_activations` entry of weights and activations of 8 bits."""
+FLOAT_WEIGHTS: dict[str, Any] = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False,
+                                 "strategy": "channel", "group_size": None}  # fmt: skip
+"""The `weights` entry of FP8."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,41 @@ class PackedOperation:
         yield from zip(self.sources, (words, scale.reshape(len(weight), -1), shape), strict=True)
 
 
+@dataclass(frozen=True)
+class PlainOperation:
+    """In the files: `weight` (out, in) in int8 or float8, `weight_scale` (out, 1)."""
+
+    theirs: str
+    ours: str
+
+    @property
+    def sources(self) -> list[str]:
+        """Names in the files."""
+        return [f"{self.theirs}.weight", f"{self.theirs}.weight_scale"]
+
+    @property
+    def targets(self) -> list[str]:
+        """Names in the model."""
+        return [f"{self.ours}.weight", f"{self.ours}.scale"]
+
+    def read(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Yields the model's tensors; `get` returns a tensor of the files by name."""
+        weight, scale = (get(name) for name in self.sources)
+        yield self.targets[0], weight
+        yield self.targets[1], scale.reshape(-1)
+
+    def write(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Yields the tensors of the files; `get` returns a tensor of the model by name."""
+        weight, scale = (get(name) for name in self.targets)
+        yield self.sources[0], weight
+        yield self.sources[1], scale.reshape(-1, 1)
+
+
+def integer_operation(operation: Any) -> PlainOperation:
+    """The weight operation of a layer whose codes are stored as they are. Raises InputError as `plain_paths` does."""
+    return PlainOperation(*plain_paths(operation, METHOD))
+
+
 def packed_operation(operation: Any, bits: int, in_features: int) -> PackedOperation:
     """The weight operation of an int8 or int4 layer. Raises InputError as `plain_paths` does."""
     theirs, ours = plain_paths(operation, METHOD)
@@ -99,12 +141,19 @@ def unpack(words: Tensor, columns: int) -> Tensor:
     return (values.flatten(1)[:, :columns] - OFFSET).to(torch.int8)
 
 
-def quantization_config(model: Model, weights: dict[str, Any]) -> dict[str, Any]:
-    """The `quantization_config` of a model's config.json, with the format of its `weights`."""
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+def quantization_config(
+    model: Model, weights: dict[str, Any], *, format: str = FORMAT, activations: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The `quantization_config` of a model's config.json, with the format of its `weights` and activations."""
+    group = {
+        "targets": ["Linear"],
+        "weights": weights,
+        "input_activations": activations,
+        "output_activations": None,
+    }
     return {
         "quant_method": METHOD,
-        "format": FORMAT,
+        "format": format,
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
         "ignore": float_layers(model),

@@ -26,7 +26,7 @@ from quatrain.models.transformer.vocabulary import resize_vocabulary, untie
 
 ROUNDING_ERROR = 0.001
 """The largest allowed change of a logit by a merge, as a share of the largest logit. Only rounding errors remain."""
-OF_BITS = {"int8": 0.2, "int4": 1.0, "nf4": 1.0}
+OF_BITS = {"int8": 0.2, "w8a8": 0.3, "fp8": 0.3, "int4": 1.0, "nf4": 1.0}
 """The same for weights that are quantized after the merge: several times the usual change by this quantization."""
 
 

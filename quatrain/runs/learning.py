@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from quatrain.adapters.settings import PROMPT_METHODS, AdapterSettings
 from quatrain.adapters.trainable_tokens import train_tokens
 from quatrain.alignment.watch import Watch
 from quatrain.compression import methods
+from quatrain.compression.calibration import block_linears
+from quatrain.compression.constrained import quantization_aware, sparse
 from quatrain.compression.layer import QuantizedLinear
 from quatrain.core.errors import InputError
 from quatrain.core.progress import MetricsLog, Reporter, read_metrics
@@ -68,7 +70,8 @@ def learn(learning: TrainingJob, context: StageContext, *, check: bool = True) -
     before, merges = None, True
     if learning.compare and learning.validate is not None:
         before = learning.validate(model).get("validation_loss")
-    trained, result = train(learning, context, save=save, load=load)
+    with constraints(learning):
+        trained, result = train(learning, context, save=save, load=load)
     if learning.adapter is not None and not learning.adapters:
         save_adapter(model, context.stage_folder / "adapter", base_model=base_name_of(context))
         tokenizer.save(context.stage_folder / "adapter")
@@ -95,6 +98,20 @@ def learn(learning: TrainingJob, context: StageContext, *, check: bool = True) -
             result.extra["validation_loss_before"] = before
             result.notes.append(f"loss on the text held out: {before:.3f} before, {result.validation_loss:.3f} after")
     return trained, result
+
+
+@contextmanager
+def constraints(learning: TrainingJob) -> Iterator[None]:
+    """Puts the constraints of a training on the model: rounding (`quantize_aware`), and zeros that stay zeros."""
+    settings, model = learning.settings, learning.model
+    with ExitStack() as stack:
+        if settings.quantize_aware is not None:
+            options = {} if settings.quantize_group is None else {"group": settings.quantize_group}
+            names = stack.enter_context(quantization_aware(model, settings.quantize_aware, **options))
+            learning.notes.append(f"{len(names)} linear layers were trained as {settings.quantize_aware} rounds them")
+        if learning.keep_zeros:
+            stack.enter_context(sparse(model, block_linears(model)))
+        yield
 
 
 def attach(learning: TrainingJob, context: StageContext) -> tuple[Callable[[Path], None], Callable[[Path], None]]:

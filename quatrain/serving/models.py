@@ -54,7 +54,7 @@ class LoadOptions:
     @property
     def bits(self) -> float:
         """Bits of a weight."""
-        by_method = {"int8": 8.5, "int4": 5.0, "nf4": 5.0}
+        by_method = {"int8": 8.5, "w8a8": 8.5, "fp8": 8.5, "int4": 5.0, "nf4": 5.0}
         return by_method[self.quantize] if self.quantize else 8.0 * self.dtype.itemsize
 
 

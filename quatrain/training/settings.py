@@ -28,6 +28,8 @@ class TrainSettings(Settings):
     input and recomputes the rest, for about a third more time; `optimizer` = "adamw8bit" stores AdamW's moments in 8
     bits; `paged_optimizer` keeps optimizer states in host memory. `compile` compiles the blocks with torch.compile.
     `optimizer` = "sgd" is plain gradient descent without states, for word vectors.
+    `quantize_aware` trains under the rounding of a later quantize stage (quantization-aware training); with a LoRA, the
+    merged weight is rounded. The written weights are the float ones, from which that stage gives the trained model.
 
     With several processes (torchrun), `parallel` is the strategy: `ddp` replicates the model; `zero1`, `zero2` and
     `zero3` shard the optimizer states, then also gradients, then also weights; `hybrid` shards within a machine and
@@ -80,6 +82,11 @@ class TrainSettings(Settings):
     chunked_loss: Literal["auto", True, False] = "auto"
     activation_checkpointing: bool = False
     compile: bool = False
+    quantize_aware: Literal["int8", "int4", "w8a8"] | None = Field(
+        default=None,
+        description="round the weights in each forward pass, for a later quantize stage of this method",
+    )
+    quantize_group: Literal[32, 64, 128] | None = Field(default=None, description="weights that share a scale (int4)")
     parallel: Literal["auto", "ddp", "zero1", "zero2", "zero3", "hybrid"] = "auto"
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
 
@@ -98,6 +105,9 @@ class TrainSettings(Settings):
         ]
 
     def conflicts(self) -> Iterator[Problem]:
+        if self.quantize_group is not None and self.quantize_aware != "int4":
+            text = f'{self.quantize_group}; only quantize_aware = "int4" reads it: leave it out'
+            yield Problem(("quantize_group",), text, (("quantize_aware",),))
         both = (("steps",), ("epochs",))
         if self.steps is not None and self.epochs is not None:
             have = f"steps = {self.steps} and epochs = {self.epochs}"

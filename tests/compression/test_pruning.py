@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from calibration_cases import correlated, inputs_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import gpt2, llama, make_folder, random_model
@@ -31,17 +32,6 @@ from quatrain.loading.model import load_model
 IDS = torch.randint(0, 60, (4, 24), generator=torch.Generator().manual_seed(0))
 BATCHES = [{"input_ids": IDS[:2]}, {"input_ids": IDS[2:]}]
 CONFIGS = {"llama": llama(), "gpt2": gpt2()}
-
-
-def correlated(count: int, width: int) -> Tensor:
-    draw = torch.Generator().manual_seed(0)
-    return torch.randn(count, width, generator=draw) @ torch.randn(width, width, generator=draw)
-
-
-def inputs_of(x: Tensor) -> LayerInputs:
-    inputs = LayerInputs(x.shape[1])
-    inputs.add(x)
-    return inputs
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -100,6 +100,8 @@ def _has_nan(tensor: Tensor) -> bool:
     """Whether a tensor contains NaN. The sum is checked first: it is NaN if any element is, and rarely otherwise."""
     if not tensor.is_floating_point() or not tensor.numel():
         return False
+    if tensor.dtype.itemsize == 1:  # float8 has few operations.
+        return bool(tensor.float().isnan().any())
     return math.isnan(float(tensor.sum(dtype=torch.float32))) and bool(tensor.isnan().any())
 
 

@@ -1,19 +1,25 @@
-"""The quantize stage: weight-only int8, int4 or NF4, with size and speed before and after."""
+"""The quantize stage: fewer bits a weight, with or without calibration, with size and speed before and after."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from quatrain.compression.settings import FLOAT_ONLY_FAMILIES
+from quatrain.compression.settings import CALIBRATED, FLOAT_ONLY_FAMILIES
 from quatrain.core.settings import Problem
 from quatrain.core.wording import format_value
+from quatrain.data.settings import DataSettings
 from quatrain.runs.folder import read_json
 from quatrain.runs.settings import RecipeSettings, StageSettings
-from quatrain.runs.stage import StageContext, StageResult, StageSpec
+from quatrain.runs.stage import Need, StageContext, StageResult, StageSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quatrain.models.transformer.stack import Model
 
 UNQUANTIZABLE = (
     "whose files fuse or transpose its linear layers, for which the formats of quantized folders have no place; leave "
@@ -22,20 +28,30 @@ UNQUANTIZABLE = (
 
 
 class QuantizeStage(StageSettings):
-    """Weight-only quantization of the linear layers except the head.
+    """Quantization of the linear layers except the head.
 
     `int8` stores one scale for each output channel; `int4` one for each `group` of a row's weights; `nf4` four bits a
-    weight at the quantiles of a normal distribution, with a scale for each 64, itself of eight bits (QLoRA).
+    weight at the quantiles of a normal distribution, with a scale for each 64, itself of eight bits (QLoRA); `fp8`
+    eight-bit floats; `w8a8` int8 weights and activations.
+
+    `calibration` = "gptq" or "awq" (int8, int4) or "smoothquant" (w8a8) reads `samples` windows of the text.
     """
 
     kind: Literal["quantize"] = "quantize"
-    method: Literal["int8", "int4", "nf4"] = "int8"
+    method: Literal["int8", "int4", "nf4", "fp8", "w8a8"] = "int8"
+    calibration: Literal["nearest", "gptq", "awq", "smoothquant"] = "nearest"
+    samples: int = Field(default=128, ge=1, description="windows of the text that calibrate")
+    data: DataSettings | None = None
     group: Literal[32, 64, 128] | None = Field(
         default=None, description="weights that share a scale (int4); the largest that divides the layers unless given"
     )
     evaluate: bool = True
 
     def conflicts(self) -> Iterator[Problem]:
+        known = CALIBRATED[self.calibration]
+        if known and self.method not in known:
+            text = f"{format_value(self.calibration)}; it calibrates {' and '.join(known)}, not {self.method}"
+            yield Problem(("calibration",), text, (("method",),))
         if self.group is not None and self.method != "int4":
             yield Problem(("group",), f'{self.group}; only method = "int4" reads it: leave it out', (("method",),))
 
@@ -69,7 +85,9 @@ def run(settings: QuantizeStage, context: StageContext) -> StageResult:
     model = model_of(context)
     parameters = model.num_parameters()
     linears = sum(isinstance(module, nn.Linear) for name, module in model.named_modules() if not is_in_head(name))
-    options = {"group": settings.group} if settings.method == "int4" else {}
+    options: dict[str, Any] = {"group": settings.group} if settings.method == "int4" else {}
+    if settings.calibration != "nearest":
+        options |= {"calibration": settings.calibration, "batches": calibration_of(settings, context, model)}
     names = methods.quantize(model, settings.method, **options)
     size = write_model(model, tokenizer, context.model_folder)
     notes = [f"{len(names)} linear layers in {settings.method}"]
@@ -80,10 +98,31 @@ def run(settings: QuantizeStage, context: StageContext) -> StageResult:
     return result
 
 
+def calibration_of(settings: QuantizeStage, context: StageContext, model: Model) -> list[dict[str, Tensor]]:
+    """The first windows of the text, as batches."""
+    import numpy as np
+
+    from quatrain.evaluation.compression import calibration_batches
+    from quatrain.runs.material import pieces, tokenizer_of
+
+    length, ids = min(2048, model.config.context_length), list[int]()
+    tokenizer = tokenizer_of(context)
+    for piece in pieces(context, settings):
+        ids += tokenizer.encode(piece.text)
+        if len(ids) >= settings.samples * length:
+            break
+    return calibration_batches(np.asarray(ids[: settings.samples * length]), context=length)
+
+
+def needs(settings: QuantizeStage, recipe: RecipeSettings) -> set[Need]:
+    """A model, and text where it is calibrated."""
+    return {"model"} if settings.calibration == "nearest" else {"model", "data"}
+
+
 SPEC = StageSpec(
     QuantizeStage,
     run=run,
-    needs=lambda settings, recipe: {"model"},
+    needs=needs,
     produces=("model",),
     conflicts=conflicts,
     file_problems=file_problems,
