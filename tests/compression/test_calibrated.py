@@ -149,7 +149,7 @@ def test_transformers_reads_it(method: str, tmp_path: Path) -> None:
     with torch.no_grad():
         difference = (theirs(IDS).logits - model(IDS)[0]).abs()
     # A last bit decides to which code an activation is rounded.
-    assert difference.mean() < 5e-3 and difference.max() < (0.2 if method == "w8a8" else 5e-3)
+    assert difference.median() < 1e-3 and difference.max() < (0.3 if method == "w8a8" else 5e-3)
 
 
 @pytest.mark.parametrize(

@@ -64,12 +64,12 @@ def test_the_layers_compute_what_the_quantized_ones_will(method: str) -> None:
 
 
 def test_training_under_int4_beats_rounding_to_int4_at_equal_steps() -> None:
-    start = random_model(CONFIG, scale=0.1)
-    learn(start, 150)
+    start = random_model(CONFIG)
+    learn(start, 60)
     after, aware = copy.deepcopy(start), copy.deepcopy(start)
-    learn(after, 60)
+    learn(after, 120)
     with quantization_aware(aware, "int4"):
-        learn(aware, 60)
+        learn(aware, 120)
     assert quantized(aware, "int4") < 0.9 * quantized(after, "int4")
 
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from quatrain.alignment.distillation import TextDistillation
 from quatrain.core.errors import InputError
+from quatrain.core.reading import user_path
 from quatrain.data import token_file
 from quatrain.data.batches import TokenExample
 from quatrain.data.documents import DocumentChunk
 from quatrain.data.token_file import TokenFile
 from quatrain.evaluation.metrics.objectives import evaluate_objective
-from quatrain.evaluation.perplexity import TextLoss, examples_loss, text_loss
+from quatrain.evaluation.perplexity import TextLoss, examples_loss, text_loss, token_entropy
+from quatrain.loading.model import load_model
 from quatrain.models.classic.ngram import NgramModel
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.stack import Model
@@ -34,7 +39,7 @@ from quatrain.runs.material import (
 )
 from quatrain.runs.settings import HEAD_OF_OBJECTIVE, StageSettings
 from quatrain.runs.stage import StageContext, StageResult
-from quatrain.runs.stages.pretrain import PretrainStage
+from quatrain.runs.stages.pretrain import PretrainStage, TeacherSettings
 from quatrain.runs.streaming import Make, of_texts, streamed
 from quatrain.tokenizers.fit import check_fits
 from quatrain.tokenizers.tokenizer import Tokenizer
@@ -67,6 +72,8 @@ NGRAM_TOKENS = 3_000_000
 """The longest text of which a pretraining also counts n-grams, as the score to beat: some seconds."""
 REACH, REACH_TEXTS = 64, 32
 """Tokens of the texts, and how many, that show how far back a recurrent model's loss reaches."""
+STAGE_NAME = re.compile(r"\d\d-[a-z-]+")
+"""The folder of a stage."""
 WORD_CHUNK = 65_536
 """Tokens that are split into words at once, for a model that learns a vocabulary of words."""
 CORRUPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
@@ -84,6 +91,7 @@ def run(settings: PretrainStage, context: StageContext) -> StageResult:
     if result.validation_loss is not None and isinstance(job.objective, Causal):
         result.perplexity = TextLoss(result.validation_loss, 1).perplexity
     compare(settings, context, job, result)
+    result.notes += kept_of_teacher(settings, context, job, result)
     assess(settings, context, job.model, job.tokenizer, result)
     checkpoints.remove(context.checkpoints)
     return result
@@ -107,6 +115,26 @@ def compare(settings: PretrainStage, context: StageContext, job: TrainingJob, re
         result.extra["ngram"] = {"order": order, "loss": loss, "seconds": seconds}
     if (figure := reach_figure(job.model, held_out)) is not None:
         result.extra["figures"] = [figure]
+
+
+def kept_of_teacher(settings: PretrainStage, context: StageContext, job: TrainingJob, result: StageResult) -> list[str]:
+    """What the student keeps of its teacher: its share of the weights, and of the gain over token frequencies."""
+    if not isinstance(job.objective, TextDistillation) or job.validate is None or result.validation_loss is None:
+        return []
+    teacher = job.objective.teacher
+    loss = job.validate(teacher)["validation_loss"]
+    size = job.model.num_parameters() / teacher.num_parameters()
+    text = f"{size:.0%} of the teacher's weights; perplexity {TextLoss(result.validation_loss, 1).perplexity:.2f}, "
+    text += f"the teacher's {TextLoss(loss, 1).perplexity:.2f}"
+    if not context.recipe.data_of(settings).streaming:
+        held_out = split_tokens(settings, context, job.tokenizer)[1]
+        dumb = token_entropy(held_out.tokens).loss
+        if dumb > loss:
+            text += f"; it kept {(dumb - result.validation_loss) / (dumb - loss):.0%} of what the teacher gains over "
+            text += f"token frequencies ({math.exp(dumb):.2f})"
+    result.extra["teacher"] = {"validation_loss": loss, "parameters": teacher.num_parameters()}
+    context.reporter.info(text)
+    return [text]
 
 
 def reach_figure(model: Any, held_out: TokenFile) -> dict[str, Any] | None:
@@ -139,6 +167,8 @@ def prepare(settings: PretrainStage, context: StageContext) -> TrainingJob:
     model = with_dropout(starting_model(settings, context, tokenizer), settings.train.dropout)
     length = settings.context or model.config.max_position_embeddings
     objective: Any = make_objective(settings, tokenizer, length)
+    if settings.teacher is not None:
+        objective = distilled(settings.teacher, context, tokenizer)
     if settings.rows == "carried" and context.processes > 1:
         raise InputError('rows: "carried"; the state of a text is carried on in one process: start one only.')
     objective.multiple = settings.train.pad_to_multiple_of
@@ -188,6 +218,24 @@ def make_objective(settings: PretrainStage, tokenizer: Tokenizer, length: int) -
         options["mask_ratio"] = settings.mask_ratio
     objective: Objective = kind(tokenizer, max_length=length, **options)
     return objective
+
+
+def distilled(settings: TeacherSettings, context: StageContext, tokenizer: Tokenizer) -> TextDistillation:
+    """The objective under a teacher. Raises InputError for a teacher with another tokenizer."""
+    earlier = context.folder / "stages" / settings.model / "model"
+    place: str | Path = earlier if (earlier / "config.json").is_file() else user_path(settings.model, "teacher.model")
+    if context.fresh_model and STAGE_NAME.fullmatch(settings.model) and place != earlier:
+        teacher, theirs = fresh_model(context, tokenizer), tokenizer  # The preflight trains no teacher.
+    else:
+        teacher, theirs = load_model(place)
+    if theirs is None or theirs.fingerprint != tokenizer.fingerprint:
+        raise InputError(
+            f"teacher.model: {settings.model} has another tokenizer than the student, so their tokens cannot be "
+            "compared. Take a teacher with the same tokenizer, or learn its texts: write them with `quatrain generate "
+            "TEACHER --prompts FILE --out FILE` and finetune on that file."
+        )
+    options = settings.model_dump(exclude={"model", "divergence"})
+    return TextDistillation(teacher, tokenizer.pad_id or 0, kind=settings.divergence, **options)
 
 
 def row_length(objective: Objective, length: int) -> int:

@@ -107,6 +107,8 @@ def _origin(rewind: str, context: StageContext) -> Model:
         seed = context.seed + (OTHER_SEED if rewind == "other" else 0)
         return fresh_model(replace(context, seed=seed), tokenizer_of(context))
     folder = context.folder / "stages" / rewind / "model"
+    if context.fresh_model:
+        return fresh_model(context, tokenizer_of(context))
     if not (folder / "config.json").is_file():
         raise InputError(f'rewind: "{rewind}"; must be "seed", "other" or a finished stage, such as "02-pretrain"')
     return load_model(folder)[0]

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from quatrain.core.settings import Problem
+from quatrain.core.settings import Problem, Settings
 from quatrain.data.settings import DataSettings
 from quatrain.runs.settings import RecipeSettings, StageSettings, family_conflicts, unread_settings
 from quatrain.runs.stage import Need, StageSpec, deferred
@@ -21,13 +21,30 @@ SENTINELS = 100
 """Sentinel tokens of a tokenizer for span corruption, as many as T5's has."""
 
 
+class TeacherSettings(Settings):
+    """A stronger model whose distributions a stage learns (knowledge distillation).
+
+    `model` is a model folder, a run, or the name of an earlier stage such as "02-pretrain". The loss is `weight` times
+    the divergence, times temperature², and (1 - weight) times the cross-entropy of the text. `hidden` and `attention`
+    add losses of hidden states (DistilBERT) and attention weights (TinyBERT).
+    """
+
+    model: str = Field(min_length=1, description="a model with the same tokenizer")
+    divergence: Literal["forward", "reverse", "js"] = "forward"
+    mixture: float = Field(default=0.5, gt=0, lt=1, description="the teacher's share in js")
+    temperature: float = Field(default=1.0, gt=0, le=100)
+    weight: float = Field(default=0.5, ge=0, le=1, description="the share of the divergence")
+    hidden: float = Field(default=0.0, ge=0)
+    attention: float = Field(default=0.0, ge=0)
+
+
 class PretrainStage(StageSettings):
     """Trains on text, from fresh weights or from `model.folder`. `context` defaults to the model's longest.
 
     `objective` is what the model predicts: every next token (`causal`), masked tokens (`masked`: BERT), masked spans
     (`span`: T5), the clean text of a corrupted one (`denoise`: BART), or each word from those before it and from those
-    behind it (`bidirectional`: ELMo). `mask_ratio` is the fraction of tokens that
-    those that corrupt mask; the defaults are 0.15, 0.15 and 0.3.
+    behind it (`bidirectional`: ELMo). `mask_ratio` is the fraction of tokens that those that corrupt mask; the defaults
+    are 0.15, 0.15 and 0.3. With a `teacher`, a causal model also learns the teacher's distributions.
 
     `rows` = "windows" cuts the running text into rows; "documents" gives each document its own row, for corpora of
     short documents, and cuts longer ones at `context`; "carried" reads the text in order, in as many parts as a batch
@@ -58,6 +75,7 @@ class PretrainStage(StageSettings):
     sampled_softmax: int = Field(
         default=0, ge=0, description="words that a label competes with in a training step; 0 for the whole vocabulary"
     )
+    teacher: TeacherSettings | None = None
     train: TrainSettings
     data: DataSettings | None = None
     evaluate: bool = True
@@ -71,6 +89,7 @@ class PretrainStage(StageSettings):
             "copy_steps": ("causal",),
             "copy_every": ("causal",),
             "sampled_softmax": ("causal",),
+            "teacher": ("causal",),
         }
         yield from unread_settings(self, only)
         if self.stride is not None and self.rows != "windows":

@@ -44,6 +44,20 @@ CASES = {
     "tfidf": ["tokenizer.vocab_size=2000", "evaluate.examples=6"],
     "ngram": ["data.source=the-verdict", "evaluate.max_new_tokens=4"],
     "gpt-pretrain": [*TINY, *STORY, *SHORT, "tokenizer.vocab_size=512"],
+    "distil": [
+        "model.hidden_size=16",
+        "model.num_hidden_layers=2",
+        "model.num_attention_heads=2",
+        "model.intermediate_size=32",
+        "evaluate.max_new_tokens=4",
+        *STORY,
+        "tokenizer.vocab_size=512",
+        *(
+            f"stage.{number}.train.{key}"
+            for number in (1, 3)
+            for key in ("steps=2", "warmup_steps=1", "batch_tokens=512", "evaluate_every=0", "keep=last")
+        ),
+    ],
     "bert-pretrain": [*TINY, *STORY, *SHORT, "tokenizer.vocab_size=512"],
     "t5-pretrain": [*TINY, *STORY, *SHORT, "tokenizer.vocab_size=700"],
     "reviews": [
