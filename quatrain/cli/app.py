@@ -22,6 +22,7 @@ from quatrain.cli.index import index
 from quatrain.cli.inspect import inspect
 from quatrain.cli.label import label
 from quatrain.cli.merge import merge
+from quatrain.cli.numbers import numbers
 from quatrain.cli.plan import plan
 from quatrain.cli.predict import predict
 from quatrain.cli.prompt import compare as compare_prompts
@@ -80,6 +81,7 @@ def build_app() -> App:
         prune,
         export,
         quantize,
+        numbers,
         doctor,
     ):
         app.command(verb)

@@ -112,20 +112,22 @@ def quantize(
 class Calibration:
     """How texts are used. smooth: scales a block first. encode: the buffers of a layer; None: the nearest codes."""
 
-    smooth: Callable[[CalibratedBlock, Callable[[nn.Linear], QuantizedLinear]], None] | None = None
+    smooth: Callable[[CalibratedBlock, Callable[[nn.Linear], QuantizedLinear | None]], None] | None = None
     encode: Callable[[Any, Tensor, LayerInputs], dict[str, Tensor]] | None = None
 
 
-def _awq(block: CalibratedBlock, empty: Callable[[nn.Linear], QuantizedLinear]) -> None:
+def _awq(block: CalibratedBlock, empty: Callable[[nn.Linear], QuantizedLinear | None]) -> None:
     def round_trip(linear: nn.Linear, weight: Tensor) -> Tensor:
         layer: Any = empty(linear)
+        if layer is None:  # It stays in float.
+            return weight
         rounded: Tensor = layer.round_trip(weight)
         return rounded
 
     smoothing.smooth(block, lambda group, inputs: smoothing.awq_scale(group, inputs, round_trip))
 
 
-def _smoothquant(block: CalibratedBlock, empty: Callable[[nn.Linear], QuantizedLinear]) -> None:
+def _smoothquant(block: CalibratedBlock, empty: Callable[[nn.Linear], QuantizedLinear | None]) -> None:
     smoothing.smooth(block, smoothing.smoothquant_scale)
 
 
@@ -157,7 +159,9 @@ def _calibrated(
 ) -> None:
     """Quantizes the named layers block by block."""
 
-    def empty(linear: nn.Linear) -> QuantizedLinear:
+    def empty(linear: nn.Linear) -> QuantizedLinear | None:
+        if not quantized.supports(linear, **options):
+            return None
         return quantized.empty_like(linear, **options)
 
     chosen = set(names)

@@ -112,6 +112,12 @@ def test_calibration_loses_less_than_rounding(errors: dict[tuple[str, str], floa
     assert errors["int8", "gptq"] < errors["int4", "gptq"]
 
 
+def test_layers_that_no_group_divides_stay_in_float() -> None:
+    model = random_model(llama(hidden_size=64, intermediate_size=48, num_key_value_heads=4))
+    names = methods.quantize(model, "int4", calibration="awq", batches=BATCHES)
+    assert len(names) == 12 and isinstance(model.get_submodule("layers.0.mlp.down_proj"), nn.Linear)
+
+
 def test_integer_products_are_exact() -> None:
     draw = torch.Generator().manual_seed(0)
     codes = torch.randint(-127, 128, (5, 3, 3000), dtype=torch.int8, generator=draw)
