@@ -124,7 +124,7 @@ def curate(
     Parameters
     ----------
     recipe
-        A shipped curation recipe (web, crawl), or the path of one in TOML.
+        A shipped curation recipe (web, wiki), or the path of one in TOML.
     overrides
         Settings, such as step.length.min_words=50, or step.language=none to leave a step out.
     source

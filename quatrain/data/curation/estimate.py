@@ -20,6 +20,7 @@ from quatrain.data.curation.settings import CurationRecipe
 from quatrain.data.curation.step import CorpusStep
 from quatrain.data.curation.steps import steps
 from quatrain.data.curation.units import Unit, plan_units, read_unit
+from quatrain.data.curation.words import TABLE_BYTES
 from quatrain.data.decoding import is_packed
 
 FIRST = 200
@@ -122,6 +123,7 @@ def estimate(recipe: CurationRecipe, processes: int = 1) -> Estimate:
         for settings, cls in zip(recipe.step, classes, strict=True)
         if issubclass(cls, CorpusStep)
     )
+    tables = {table for cls in classes for table in cls.word_tables}
     held = COPIES * 4 * recipe.max_characters
     rows = 1.3 * size * (1 + len(comparisons))
     return Estimate(
@@ -131,7 +133,7 @@ def estimate(recipe: CurationRecipe, processes: int = 1) -> Estimate:
         text_bytes=round(size),
         units=len(units),
         processes=processes,
-        process_memory=PROCESS + held + max((cls.memory for cls in classes), default=0),
+        process_memory=PROCESS + held + sum(cls.memory for cls in set(classes)) + TABLE_BYTES * len(tables),
         comparisons=comparisons,
         disk=int(rows + sum(each.disk for each in comparisons)),
     )

@@ -58,7 +58,9 @@ class AnyStep:
     about: ClassVar[str]
     source: ClassVar[str] = ""
     memory: ClassVar[int] = 0
-    """Bytes that the step holds in each process."""
+    """Bytes that the step holds in each process, besides the tables of words."""
+    word_tables: ClassVar[tuple[str, ...]] = ()
+    """The tables of words that it uses (`words`), which all steps of a process share."""
 
     def __init__(self, settings: Any, context: StepContext):
         self.settings: Any = settings

@@ -20,7 +20,9 @@ from quatrain.core.errors import InputError
 from quatrain.data.curation.arrays import Array
 
 MOST_CHUNKS = 1_000_000
-"""Chunks that are kept, about 200 MB. When they are full, all are forgotten."""
+"""Chunks that a table keeps. When it is full, all are forgotten."""
+TABLE_BYTES = 250_000_000
+"""The most memory of a full table."""
 LONGEST_CHUNK = 64
 """Characters of a chunk that is kept; longer ones are rare, and computed each time."""
 
@@ -72,6 +74,12 @@ class WordHashes:
                 found.append(value)
                 places.append(match.span())
         return np.frombuffer(b"".join(found), dtype=np.uint64), places
+
+
+@cache
+def word_hashes() -> WordHashes:
+    """The hashes of words of this process, shared by all steps."""
+    return WordHashes()
 
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)

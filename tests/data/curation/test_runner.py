@@ -21,7 +21,7 @@ from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.progress import create_reporter
 from quatrain.data.curation.estimate import estimate
 from quatrain.data.curation.runner import CurationResult, curate, read_shards
-from quatrain.data.curation.settings import CurationRecipe, load
+from quatrain.data.curation.settings import CurationRecipe, load, recipe_names
 from quatrain.data.curation.units import plan_units, read_unit
 
 REPORTER = create_reporter(quiet=True)
@@ -49,7 +49,7 @@ def crawl(tmp_path: Path) -> Path:
 def recipe_of(*paths: Path, **settings: Any) -> CurationRecipe:
     """Length and exact duplicates over these sources, in units of 5 kB."""
     steps = settings.pop("step", [{"kind": "length"}, {"kind": "exact_duplicates"}])
-    sources = [{"path": str(path)} for path in paths]
+    sources = settings.pop("source", [{"path": str(path)} for path in paths])
     return CurationRecipe.model_validate({"unit_megabytes": 0.005, "source": sources, "step": steps} | settings)
 
 
@@ -215,6 +215,18 @@ def test_faults_are_counted_and_the_rest_is_kept(tmp_path: Path) -> None:
     assert set(reasons) <= set(result.funnel.faults), result.funnel.faults
 
 
+def test_nothing_is_left(tmp_path: Path) -> None:
+    """Steps that compare documents have none to compare."""
+    pytest.importorskip("rensa")
+    path = tmp_path / "empty.jsonl"
+    path.write_text('{"text": "short"}\n', encoding="utf-8")
+    kinds = ("length", "exact_duplicates", "near_duplicates", "substring_duplicates", "mix", "split")
+    source = [{"path": str(path), "weight": 1.0}]
+    result = run(recipe_of(source=source, step=[{"kind": kind} for kind in kinds]), tmp_path / "out")
+    assert result.funnel.kept.documents == 0
+    assert list(read_shards(tmp_path / "out")) == []
+
+
 def test_sources_that_do_not_exist(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere"):
         run(recipe_of(tmp_path / "nowhere.jsonl"), tmp_path / "out")
@@ -231,6 +243,15 @@ def test_recipe_names_all_problems_at_once(tmp_path: Path) -> None:
     assert "source[0].pth: unknown; did you mean path?" in text
     assert "did you mean length?" in text
     assert "step[1].min_words: -1; must be at least 0" in text
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_are_whole(name: str, crawl: Path) -> None:
+    recipe = load(name, ["step.near_duplicates.threshold=0.8"], sources=[str(crawl)])
+    assert recipe.description and len(recipe.step) >= 5
+    assert [step.threshold for step in recipe.step if step.kind == "near_duplicates"] == [0.8]
+    shorter = load(name, ["step.unicode=none"])
+    assert "unicode" not in [step.kind for step in shorter.step]
 
 
 def test_estimate_is_said_beforehand(crawl: Path) -> None:

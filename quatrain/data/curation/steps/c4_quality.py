@@ -38,7 +38,7 @@ class C4Quality(Step):
     Settings = C4QualitySettings
     about = "lines that are sentences; no code, no boilerplate"
     source = "C4, arXiv 1910.10683, 2.2"
-    memory = 250_000_000
+    word_tables = ("english",)
 
     def __init__(self, settings: C4QualitySettings, context: StepContext):
         super().__init__(settings, context)

@@ -20,7 +20,7 @@ from quatrain.core.settings import Listing, Settings
 from quatrain.data.curation.arrays import Array, named_array, write_array
 from quatrain.data.curation.document import Removal, SourceDocument
 from quatrain.data.curation.step import Step, StepContext, StepSettings
-from quatrain.data.curation.words import WordHashes, window_hashes
+from quatrain.data.curation.words import window_hashes, word_hashes
 from quatrain.data.decoding import lines_of, read_text
 from quatrain.data.rows import read_records
 from quatrain.data.sources import find_files, is_record_file
@@ -55,12 +55,12 @@ class Decontaminate(Step):
     Settings = DecontaminateSettings
     about = "texts without items of evaluation sets"
     source = "GPT-3, arXiv 2005.14165, C"
-    memory = 250_000_000
+    word_tables = ("hashes",)
 
     @classmethod
     def prepare(cls, settings: DecontaminateSettings, context: StepContext) -> None:
         """Writes the sorted runs of all items by their size, with the item that each belongs to."""
-        hashes, items = WordHashes(), list[str]()
+        hashes, items = word_hashes(), list[str]()
         found: dict[int, list[Array]] = {}
         owners: dict[int, list[Array]] = {}
         for place, text in texts_of(settings):
@@ -84,7 +84,7 @@ class Decontaminate(Step):
 
     def __init__(self, settings: DecontaminateSettings, context: StepContext):
         super().__init__(settings, context)
-        self.hashes = WordHashes()
+        self.hashes = word_hashes()
         self._tables: dict[int, tuple[Array, Array]] | None = None
         self._items: list[str] = []
 

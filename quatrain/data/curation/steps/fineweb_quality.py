@@ -34,7 +34,7 @@ class FineWebQuality(RuleStep):
     Settings = FineWebQualitySettings
     about = "running text: no lists, menus and repeated lines"
     source = "FineWeb, arXiv 2406.17557, 3.6"
-    memory = 250_000_000
+    word_tables = ("english",)
 
     def __init__(self, settings: FineWebQualitySettings, context: StepContext):
         super().__init__(settings, context)

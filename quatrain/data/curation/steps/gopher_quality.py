@@ -43,7 +43,7 @@ class GopherQuality(RuleStep):
     Settings = GopherQualitySettings
     about = "prose: word lengths, symbols, bullets, stop words"
     source = "Gopher, arXiv 2112.11446, A.1.1"
-    memory = 250_000_000
+    word_tables = ("english",)
 
     def __init__(self, settings: GopherQualitySettings, context: StepContext):
         super().__init__(settings, context)

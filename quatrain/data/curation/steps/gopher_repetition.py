@@ -47,7 +47,7 @@ class GopherRepetition(RuleStep):
     Settings = GopherRepetitionSettings
     about = "texts that do not repeat themselves"
     source = "Gopher, arXiv 2112.11446, table A1"
-    memory = 250_000_000
+    word_tables = ("english",)
 
     def __init__(self, settings: GopherRepetitionSettings, context: StepContext):
         super().__init__(settings, context)

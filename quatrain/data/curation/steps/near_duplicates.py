@@ -18,7 +18,7 @@ from quatrain.core.errors import InputError
 from quatrain.data.curation.arrays import Array, join_arrays
 from quatrain.data.curation.document import Removal, SourceDocument, content_key
 from quatrain.data.curation.step import Collector, CorpusStep, StepContext, StepSettings
-from quatrain.data.curation.words import WordHashes, window_hashes
+from quatrain.data.curation.words import window_hashes, word_hashes
 
 BLOCK = 1_000_000
 """Runs of words whose minima are computed at once."""
@@ -44,7 +44,7 @@ class NearDuplicates(CorpusStep):
     Settings = NearDuplicatesSettings
     about = "one copy of texts that are nearly equal"
     source = "MinHash, Broder 1997"
-    memory = 250_000_000
+    word_tables = ("hashes",)
     bytes_per_document = 80
     disk_per_word = 1
 
@@ -84,7 +84,7 @@ class Signatures(Collector):
             ) from error
         self.digest = RMinHash.digest_matrix_from_flat_token_hashes
         self.ngram, self.permutations, self.seed = ngram, permutations, seed
-        self.hashes = WordHashes()
+        self.hashes = word_hashes()
         self.waiting: list[Array] = []
         self.size = 0
         self.rows: list[Array] = []
@@ -128,6 +128,8 @@ def connected(
 
     One band is in memory at a time; the minima stay on disk.
     """
+    if not any(len(unit["keys"]) for unit in units):
+        return np.empty(0, dtype=np.int64)
     minima = join_arrays(context.folder, "minima", (unit["minima"] for unit in units))
     parents = np.arange(len(minima), dtype=np.int64)
     for band in range(bands):

@@ -42,7 +42,7 @@ class Split(CorpusStep):
 
     Settings = SplitSettings
     about = "train, validation and test, near copies on one side"
-    memory = 250_000_000
+    word_tables = ("hashes",)
     bytes_per_document = 80
     disk_per_word = 1
 

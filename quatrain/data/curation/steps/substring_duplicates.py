@@ -16,7 +16,7 @@ from pydantic import Field
 from quatrain.data.curation.arrays import Array
 from quatrain.data.curation.document import Removal, SourceDocument
 from quatrain.data.curation.step import Collector, CorpusStep, StepContext, StepSettings
-from quatrain.data.curation.words import WordHashes, window_hashes
+from quatrain.data.curation.words import WordHashes, window_hashes, word_hashes
 
 AT_ONCE = 10_000_000
 """Runs that are compared at once; each takes 48 bytes."""
@@ -36,13 +36,13 @@ class SubstringDuplicates(CorpusStep):
     Settings = SubstringDuplicatesSettings
     about = "one copy of each long passage"
     source = "Lee et al. 2022, arXiv 2107.06499"
-    memory = 250_000_000
+    word_tables = ("hashes",)
     bytes_per_word = 8
     disk_per_word = 16
 
     def __init__(self, settings: SubstringDuplicatesSettings, context: StepContext):
         super().__init__(settings, context)
-        self.hashes = WordHashes()
+        self.hashes = word_hashes()
 
     def collect(self) -> Collector:
         return _Runs(self.hashes, self.settings.words)
