@@ -65,10 +65,10 @@ class Rounding:
 
 
 class Mask:
-    """The weight with zeros where it is zero now; the gradient there is 0."""
+    """The weight with zeros where a mask (out, in) is False; the gradient there is 0."""
 
-    def __init__(self, weight: Tensor):
-        self.mask = (weight.detach() != 0).to(torch.uint8)
+    def __init__(self, mask: Tensor):
+        self.mask = mask.to(torch.uint8)
 
     def __call__(self, weight: Tensor) -> Tensor:
         if self.mask.device != weight.device:
@@ -141,20 +141,24 @@ def _roundings(
 
 
 @contextmanager
-def sparse(model: Model, weights: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Keeps the zeros of linear layers, given by their paths, within the context; afterwards they are still zero."""
-    for name, linear in weights.items():
+def sparse(model: Model, masks: Mapping[str, Tensor]) -> Iterator[None]:
+    """Keeps weights of linear layers at zero within the context, and leaves them zero after it.
+
+    `masks` holds for the path of a layer which of its weights (out, in) are kept (True).
+    """
+    for name, mask in masks.items():
+        linear = model.get_submodule(name)
         if isinstance(linear, nn.Linear):
-            replace_module(model, name, ConstrainedLinear(linear, Mask(linear.weight)))
+            replace_module(model, name, ConstrainedLinear(linear, Mask(mask)))
     try:
         yield
     finally:
-        for name in weights:
+        for name in masks:
             layer = model.get_submodule(name)
             if isinstance(layer, ConstrainedLinear):
                 with torch.no_grad():
                     layer.weight.copy_(layer.constraint(layer.weight))
-        _restore(model, weights)
+        _restore(model, masks)
 
 
 def _restore(model: Model, names: Any) -> None:

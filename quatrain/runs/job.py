@@ -44,8 +44,8 @@ class TrainingJob:
     and `outcome` measures the model on held-out prompts, before (None) and after it, beside the model of the start.
     `trainee` is what the trainer trains, if that is more than the
     model; its `save_value` and `load_value` write and read the rest beside the weights of a checkpoint. `describe`
-    returns a readable form of a batch that is not one of token ids, to be saved where a step fails. With
-    `keep_zeros` the zeros in linear layers stay 0 (pruning).
+    returns a readable form of a batch that is not one of token ids, to be saved where a step fails. `masks`
+    names, for linear layers by their path, the weights that are not kept at 0 (pruning).
     """
 
     model: Model
@@ -70,7 +70,7 @@ class TrainingJob:
     outcome: Callable[[Any], dict[str, Any]] | None = None
     trainee: Any = None
     describe: Callable[[Any], Any] | None = None
-    keep_zeros: bool = False
+    masks: dict[str, Any] = field(default_factory=dict)
 
     @property
     def trained(self) -> nn.Module:

@@ -26,7 +26,6 @@ from quatrain.adapters.settings import PROMPT_METHODS, AdapterSettings
 from quatrain.adapters.trainable_tokens import train_tokens
 from quatrain.alignment.watch import Watch
 from quatrain.compression import methods
-from quatrain.compression.calibration import block_linears
 from quatrain.compression.constrained import quantization_aware, sparse
 from quatrain.compression.layer import QuantizedLinear
 from quatrain.core.errors import InputError
@@ -109,8 +108,8 @@ def constraints(learning: TrainingJob) -> Iterator[None]:
             options = {} if settings.quantize_group is None else {"group": settings.quantize_group}
             names = stack.enter_context(quantization_aware(model, settings.quantize_aware, **options))
             learning.notes.append(f"{len(names)} linear layers were trained as {settings.quantize_aware} rounds them")
-        if learning.keep_zeros:
-            stack.enter_context(sparse(model, block_linears(model)))
+        if learning.masks:
+            stack.enter_context(sparse(model, learning.masks))
         yield
 
 

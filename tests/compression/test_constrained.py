@@ -14,7 +14,7 @@ from quatrain.adapters.settings import AdapterSettings
 from quatrain.compression import methods
 from quatrain.compression.calibration import block_linears
 from quatrain.compression.constrained import ConstrainedLinear, quantization_aware, sparse
-from quatrain.compression.pruning.unstructured import prune, sparsity_of
+from quatrain.compression.pruning.unstructured import masks_of, prune, sparsity_of
 from quatrain.core.errors import InputError
 from quatrain.models.transformer.stack import Model
 
@@ -93,8 +93,8 @@ def test_only_integers_are_trained_under() -> None:
 def test_zeros_stay_zeros() -> None:
     model = random_model(CONFIG)
     prune(model, "magnitude", 0.5)
-    masks = {name: module.weight != 0 for name, module in block_linears(model).items()}  # type: ignore[operator]
-    with sparse(model, block_linears(model)):
+    masks = masks_of(model)
+    with sparse(model, masks):
         learn(model, 5)
         with torch.no_grad():  # as an optimizer that moves every weight
             for module in block_linears(model).values():

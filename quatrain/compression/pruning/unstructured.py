@@ -212,6 +212,13 @@ def _prune_together(weights: list[Tensor], sparsity: float) -> None:
         weight.masked_fill_(part.view_as(weight), 0.0)
 
 
+def masks_of(model: Model) -> dict[str, Tensor]:
+    """Which weights (out, in) of the blocks' linear layers are not zero, by the path of the layer."""
+    return {
+        name: layer.weight.detach() != 0 for name, layer in block_linears(model).items() if isinstance(layer, nn.Linear)
+    }
+
+
 def sparsity_of(model: Model) -> float:
     """The share of zeros among the weights of the blocks' linear layers."""
     zeros, total = 0, 0

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from quatrain.compression.calibration import Inputs, block_linears
+from quatrain.compression.calibration import Inputs
 from quatrain.compression.pruning import structured, unstructured
 from quatrain.core.errors import InputError
 from quatrain.evaluation.compression import COLUMNS, Footprint, calibration_batches, side_by_side, verdict
@@ -71,13 +72,17 @@ def prepare(settings: PruneStage, context: StageContext) -> TrainingJob:
     if settings.train is None:
         return "Skipped: this stage prunes and does not train."  # type: ignore[return-value]
     job = _pretrain.prepare(settings, context)
-    job.model = _pretrain.with_dropout(pruned(settings, context), settings.train.dropout)
-    job.keep_zeros = not settings.removes
+    model = pruned(settings, context)
+    if not settings.removes:
+        job.masks = unstructured.masks_of(model)
+    if settings.rewind is not None:
+        _rewind(model, _origin(settings.rewind, context), job.masks)
+    job.model = _pretrain.with_dropout(model, settings.train.dropout)
     return job
 
 
 def pruned(settings: PruneStage, context: StageContext) -> Model:
-    """The previous model, pruned, with rewound weights if asked."""
+    """The previous model, pruned."""
     model = model_of(context)
     if settings.removes:
         shares: dict[str, Any] = {"heads": settings.heads, "units": settings.units, "layers": settings.layers}
@@ -89,8 +94,6 @@ def pruned(settings: PruneStage, context: StageContext) -> Model:
     reads = unstructured.METHODS[settings.method].needs_inputs
     batches = _batches(settings, context, model) if reads else ()
     unstructured.prune(model, settings.method, settings.sparsity, pattern=settings.pattern, batches=batches)
-    if settings.rewind is not None:
-        _rewind(model, _origin(settings.rewind, context))
     return model
 
 
@@ -115,11 +118,10 @@ def _origin(rewind: str, context: StageContext) -> Model:
 
 
 @torch.no_grad()
-def _rewind(model: Model, origin: Model) -> None:
-    """Gives all weights the values of `origin`, and keeps the zeros of the linear layers."""
+def _rewind(model: Model, origin: Model, masks: dict[str, Tensor]) -> None:
+    """Gives all weights the values of `origin`, and keeps those at zero that the masks leave out."""
     if model.config != origin.config:
         raise InputError("rewind: the weights to rewind to are those of a model of another shape.")
-    masks = {name: layer.weight != 0 for name, layer in block_linears(model).items()}
     model.load_state_dict(origin.state_dict())
     for name, mask in masks.items():
         weight: Any = model.get_submodule(name).weight
