@@ -33,7 +33,8 @@ def sweep(
     overrides
         Settings that are the same for all points, such as stage.pretrain.train.batch_tokens=4096.
     over
-        A setting and its values, such as --over model.hidden_size=64,96,128; may be given several times.
+        A setting and its values, such as --over model.hidden_size=64,96,128; may be given several times. Instead of a
+        setting, tokens=500k,1m or flops=1e12,3e12 lets every point train as long as that.
     name
         The folder of the sweep under --runs-dir; by default sweep- and the recipe's name.
     minutes
@@ -75,11 +76,14 @@ def _figures(sweep: Sweep, law: Fit | None, prediction: Prediction | None, best:
     from dataclasses import asdict
 
     figures = sweep.as_dict() | {"iso_flops": [asdict(each) for each in sweep.iso_flops()]}
+    growth = sweep.growth()
+    figures["growth"] = None if growth is None else asdict(growth)
     figures["law"] = None if law is None else law.law.as_dict() | {"errors": law.errors, "objective": law.objective}
     if best is not None:
         figures["best"] = {
             group: {"value": value, "loss": loss} for group, (value, loss) in sweep.optimum(best).items()
         }
+        figures["transfer"] = sweep.transfer(best)
     if prediction is not None:
         figures["prediction"] = asdict(prediction) | {"error": prediction.error}
     return figures
@@ -109,9 +113,15 @@ def _show(sweep: Sweep, law: Fit | None, prediction: Prediction | None, best: st
         show(
             f"at {each.flops:.2e} FLOPs the best size is {each.parameters:,.0f} parameters, loss {each.loss:.4f}{place}"
         )
+    if (growth := sweep.growth()) is not None:
+        show(
+            f"the best size grows with FLOPs^{growth.exponent:.2f} ({growth.low:.2f} to {growth.high:.2f} by bootstrap)"
+        )
     if best is not None:
         for group, (value, loss) in sweep.optimum(best).items():
             show(f"best {best.rpartition('.')[2]} ({group}): {value:.4g}, loss {loss:.4f}")
+        for part, factor in sweep.transfer(best).items():
+            show(f"it moves by a factor of {factor:.2f}" + ("" if part == "all" else f" with {part}"))
     if prediction is not None:
         point = prediction.point
         show(

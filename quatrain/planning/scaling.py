@@ -306,8 +306,14 @@ def iso_flop_minimum(flops: float, parameters: Sequence[float], losses: Sequence
 def bootstrapped(
     statistic: Callable[[np.ndarray], float], count: int, *, draws: int = 200, seed: int = 0
 ) -> tuple[float, float]:
-    """The 95 % percentile interval of a statistic of row indices, each draw of `count` rows with replacement."""
+    """The 95 % percentile interval of a statistic of row indices, each draw of `count` rows with replacement.
+
+    Draws for which the statistic is NaN (too few different rows) are left out; NaN if all are.
+    """
     generator = np.random.default_rng(seed)
-    values = [statistic(generator.integers(0, count, count)) for _ in range(draws)]
+    values = np.array([statistic(generator.integers(0, count, count)) for _ in range(draws)])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return math.nan, math.nan
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

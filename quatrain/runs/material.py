@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -264,6 +265,19 @@ def generated_task(context: StageContext, stage: Settings) -> Task[Any] | None:
         for note in task.notes if task is not None else ():
             context.reporter.info(note)
     return context.shared[key]
+
+
+@contextmanager
+def opened_task(stage: Settings, context: StageContext) -> Iterator[Task[Any]]:
+    """The task of a stage's data whose answers are texts: the one that generates them, or that of their format."""
+    from quatrain.tasks.prompting.texts import text_task
+
+    made = generated_task(context, stage)
+    if made is not None:
+        yield made
+        return
+    with text_task(context.data_of(stage), folder=context.folder, limit=context.recipe.evaluate.examples) as task:
+        yield task
 
 
 def write_model(model: Model, tokenizer: Tokenizer, folder: Path) -> int:

@@ -8,10 +8,11 @@ processes if asked, until the budget of minutes is used: points that would not f
 from __future__ import annotations
 
 import hashlib
+import math
 import multiprocessing
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -23,17 +24,25 @@ import numpy as np
 from quatrain.core.atomic import write_json
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.progress import Reporter, SilentReporter
-from quatrain.planning.scaling import Fit, IsoFlop, fit, iso_flop_minimum
-from quatrain.runs.costs import stage_costs
+from quatrain.planning.counts import training_flops_per_token
+from quatrain.planning.overview import parse_number
+from quatrain.planning.scaling import Fit, IsoFlop, bootstrapped, fit, iso_flop_minimum, power_through
+from quatrain.runs.costs import stage_costs, starting_config
 from quatrain.runs.recipe import Recipe, load
+from quatrain.training.settings import TrainSettings
 
+MUP = "mup_base_width"
 LEAST_POINTS = 6
 """Runs that a fit of the parametric law needs."""
 
 
+LENGTHS = ("tokens", "flops")
+"""Axes that are no setting: every point trains on so many tokens, or with so many FLOPs; its steps follow."""
+
+
 @dataclass(frozen=True)
 class Axis:
-    """A setting of the recipe and the values that the sweep gives it."""
+    """A setting of the recipe and the values that the sweep gives it; or one of `LENGTHS`, such as tokens=500k,1m."""
 
     key: str
     values: tuple[str, ...]
@@ -43,7 +52,7 @@ class Axis:
         """`key=a,b,c`. Raises InputError for fewer than two values, and for a value given twice."""
         key, separator, listed = text.partition("=")
         values = tuple(value.strip() for value in listed.split(",") if value.strip())
-        if not separator or not key.strip() or len(values) < 2:
+        if not separator or not key.strip() or not values or (len(values) < 2 and key.strip() not in LENGTHS):
             raise InputError(f"--over {text!r}: must be a setting and two values or more, such as train.steps=200,400")
         if len(set(values)) < len(values):
             raise InputError(f"--over {text!r}: a value is given twice")
@@ -64,10 +73,29 @@ class Point:
 
     def value(self, key: str) -> float:
         """A setting as a number. Raises InputError for a setting that is none."""
+        text = self.settings[key]
         try:
-            return float(self.settings[key])
+            return float(text)
         except ValueError:
-            raise InputError(f"{key}: {self.settings[key]!r} is not a number, so no curve goes through it.") from None
+            if (number := parse_number(text)) is not None:
+                return number
+            raise InputError(f"{key}: {text!r} is not a number, so no curve goes through it.") from None
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The optimal size is a power of compute: its exponent, with a 95 % interval by bootstrap over the points."""
+
+    exponent: float
+    low: float
+    high: float
+
+
+def _minimum(group: Sequence[Point]) -> IsoFlop:
+    return iso_flop_minimum(
+        float(np.mean([point.flops for point in group])), [point.parameters for point in group],
+        [point.loss for point in group],
+    )  # fmt: skip
 
 
 @dataclass
@@ -92,22 +120,57 @@ class Sweep:
         columns = ([getattr(point, name) for point in self.points] for name in ("parameters", "tokens", "loss"))
         return fit(*columns, bootstrap=bootstrap, source=f"sweep {self.name}")
 
-    def iso_flops(self, tolerance: float = 0.15) -> list[IsoFlop]:
-        """The optimal size of each budget of FLOPs that at least three sizes were trained with."""
+    def budgets(self, tolerance: float = 0.15) -> list[list[Point]]:
+        """The points of each budget of FLOPs that at least three sizes were trained with."""
         groups: list[list[Point]] = []
         for point in sorted(self.points, key=lambda point: point.flops):
             if groups and point.flops <= groups[-1][0].flops * (1 + tolerance):
                 groups[-1].append(point)
             else:
                 groups.append([point])
-        return [
-            iso_flop_minimum(
-                float(np.mean([point.flops for point in group])), [point.parameters for point in group],
-                [point.loss for point in group],
+        return [group for group in groups if len({point.parameters for point in group}) >= 3]
+
+    def iso_flops(self) -> list[IsoFlop]:
+        """The optimal size of each budget."""
+        return [_minimum(group) for group in self.budgets()]
+
+    def growth(self, *, draws: int = 200) -> Growth | None:
+        """How the optimal size grows with compute (approach 2); None for fewer than two budgets."""
+        groups = self.budgets()
+        points = [point for group in groups for point in group]
+        owners = [number for number, group in enumerate(groups) for _ in group]
+
+        def exponent(rows: Iterable[int]) -> float:
+            drawn: dict[int, list[Point]] = {}
+            for row in rows:
+                drawn.setdefault(owners[row], []).append(points[row])
+            whole = [group for group in drawn.values() if len({point.parameters for point in group}) >= 3]
+            minima = [(each.flops, each.parameters) for each in map(_minimum, whole)]
+            return power_through(minima, "").exponent if len(minima) >= 2 else math.nan
+
+        if len(groups) < 2:
+            return None
+        return Growth(exponent(range(len(points))), *bootstrapped(exponent, len(points), draws=draws))
+
+    def transfer(self, key: str) -> dict[str, float]:
+        """By how much the best value of `key` moves between widths: the largest over the smallest, for each value of
+        an axis `mup_base_width`, or for all points.
+        """
+        base = next((axis.key for axis in self.axes if axis.key.endswith(MUP)), None)
+        found: dict[str, list[float]] = {}
+        for part, points in self.parts(base).items():
+            best = Sweep(self.name, self.axes, points).optimum(key).values()
+            found[part] = [value for value, _ in best]
+        return {part: max(values) / min(values) for part, values in found.items() if len(values) > 1}
+
+    def parts(self, key: str | None) -> dict[str, list[Point]]:
+        """The points by a setting; all of them under "all" without one."""
+        found: dict[str, list[Point]] = {}
+        for point in self.points:
+            found.setdefault("all" if key is None else f"{key.rpartition('.')[2]}={point.settings[key]}", []).append(
+                point
             )
-            for group in groups
-            if len({point.parameters for point in group}) >= 3
-        ]  # fmt: skip
+        return found
 
     def optimum(self, key: str) -> dict[str, tuple[float, float]]:
         """The best value of `key` and its loss for each combination of the other settings, by a parabola in log `key`.
@@ -174,15 +237,42 @@ class SweepPlan:
         words = "-".join(f"{key.rpartition('.')[2]}-{value}" for key, value in settings.items())
         mark = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:6]
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", words)[:80].lstrip(".-") + f"-{mark}"
-        changed = [*self.overrides, *(f"{key}={value}" for key, value in settings.items()), f"name={name}"]
+        plain = {key: value for key, value in settings.items() if key not in LENGTHS}
+        changed = [*self.overrides, *(f"{key}={value}" for key, value in plain.items()), f"name={name}"]
         if tokenizer is not None:
             changed += [f"tokenizer.path={tokenizer}", "stage.tokenizer=none"]
-        return load(self.recipe, changed)
+        recipe = load(self.recipe, changed)
+        for key in settings.keys() - plain.keys():
+            changed += _length(recipe, key, settings[key])
+        return recipe if len(plain) == len(settings) else load(self.recipe, changed)
 
     @property
     def points(self) -> Path:
         """The folder of the points' runs."""
         return self.folder / "points"
+
+
+def _length(recipe: Recipe, key: str, text: str) -> Iterator[str]:
+    """Overrides that train the last training stage on so many tokens, or with so many FLOPs."""
+    amount = parse_number(text)
+    if not amount:
+        raise InputError(f"{key}={text!r}: must be a positive number such as 500k, 1.5m or 2e12")
+    trained = [
+        index for index, stage in enumerate(recipe.stage) if isinstance(getattr(stage, "train", None), TrainSettings)
+    ]
+    if not trained:
+        raise InputError(f"{key}: {recipe.name} has no stage that trains")
+    stage: Any = recipe.stage[trained[-1]]
+    if key == "flops":
+        amount /= training_flops_per_token(starting_config(recipe)[0], recipe.context_of(stage))
+    steps = max(1, round(amount / stage.train.batch_tokens))
+    place = (
+        f"stage.{stage.kind}" if [each.kind for each in recipe.stage].count(stage.kind) == 1 else f"stage.{trained[-1]}"
+    )
+    yield f"{place}.train.epochs=none"
+    yield f"{place}.train.steps={steps}"
+    if stage.train.warmup_steps > steps:
+        yield f"{place}.train.warmup_steps={steps // 10}"
 
 
 def run_sweep(plan: SweepPlan, reporter: Reporter) -> Sweep:

@@ -12,7 +12,7 @@ import numpy as np
 from quatrain.core.atomic import disk_errors, write_text
 from quatrain.evaluation.charts import Series, escaped, line_chart
 from quatrain.planning.scaling import Fit
-from quatrain.runs.sweep import Point, Prediction, Sweep, SweepPlan
+from quatrain.runs.sweep import MUP, Point, Prediction, Sweep, SweepPlan
 
 MARKS = ("smooth", "validation", "raw", "single")
 
@@ -22,8 +22,11 @@ def write_page(plan: SweepPlan, sweep: Sweep, law: Fit | None, prediction: Predi
     whose curve is drawn.
     """
     charts = [_by_compute(sweep, law, prediction)]
+    if sweep.budgets():
+        charts.append(_by_size(sweep))
     if best is not None and sweep.points:
-        charts.append(_by_setting(sweep, best))
+        base = next((axis.key for axis in sweep.axes if axis.key.endswith(MUP)), None)
+        charts += [_by_setting(sweep, part, points, best) for part, points in sweep.parts(base).items()]
     style = files("quatrain.evaluation.report").joinpath("style.css").read_text(encoding="utf-8")
     policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     head = "".join(f"<th>{escaped(name)}</th>" for name in (*_keys(sweep), "parameters", "tokens", "loss", "seconds"))
@@ -92,20 +95,44 @@ def _by_compute(sweep: Sweep, law: Fit | None, prediction: Prediction | None) ->
     )
 
 
-def _by_setting(sweep: Sweep, best: str) -> str:
-    points = sorted(sweep.points, key=lambda point: point.value(best))
-    others = [axis.key for axis in sweep.axes if axis.key != best]
+def _by_size(sweep: Sweep) -> str:
+    """The losses of each budget by size, and the optimum of each."""
+    lines = [
+        _line(f"{group[0].flops:.1e} FLOPs", sorted(group, key=lambda point: point.parameters),
+              lambda point: point.parameters, MARKS[number % len(MARKS)])
+        for number, group in enumerate(sweep.budgets())
+    ]  # fmt: skip
+    found = [each for each in sweep.iso_flops() if each.inside]
+    if found:
+        x = [float(np.log10(each.parameters)) for each in found]
+        lines.append(Series("the best size", x, [each.loss for each in found], mark="single", dots=True))
+    return line_chart(
+        lines,
+        label="Loss by size at equal compute",
+        x_label="log10 of parameters",
+        y_label="loss, nats a token",
+        width=640,
+    )
+
+
+def _by_setting(sweep: Sweep, part: str, chosen: list[Point], best: str) -> str:
+    """The losses by one setting, a line for each combination of the others, and the best value of each."""
+    points = sorted(chosen, key=lambda point: point.value(best))
+    others = [axis.key for axis in sweep.axes if axis.key != best and (part == "all" or not axis.key.endswith(MUP))]
     groups: dict[str, list[Point]] = {}
     for point in points:
-        groups.setdefault(", ".join(point.settings[key] for key in others) or best, []).append(point)
+        name = ", ".join(f"{key.rpartition('.')[2]} {point.settings[key]}" for key in others)
+        groups.setdefault(name or best, []).append(point)
     lines = [
         _line(name, group, lambda point: point.value(best), MARKS[number % len(MARKS)])
         for number, (name, group) in enumerate(groups.items())
     ]
+    optima = list(Sweep(sweep.name, sweep.axes, points).optimum(best).values())
+    x = [float(np.log10(value)) for value, _ in optima]
+    lines.append(Series("the best", x, [loss for _, loss in optima], mark="single", dots=True))
     name = best.rpartition(".")[2]
-    return line_chart(
-        lines, label=f"Loss by {best}", x_label=f"log10 of {name}", y_label="loss, nats a token", width=640
-    )
+    title = f"Loss by {best}" if part == "all" else f"Loss by {best}, {part}"
+    return line_chart(lines, label=title, x_label=f"log10 of {name}", y_label="loss, nats a token", width=640)
 
 
 def _line(name: str, points: Iterable[Point], value: Callable[[Point], float], mark: str) -> Series:

@@ -3,6 +3,11 @@
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalizes the momentum of a weight matrix
 with a polynomial iteration. Its update is scaled by 0.2 sqrt(max(rows, columns)), which matches the size of AdamW's
 update, so that one learning rate serves both (Liu et al. 2025, arXiv 2502.16982).
+
+With `mup_base_width` the rates follow the maximal update parametrization (Yang et al. 2022, arXiv 2203.03466, table 8):
+AdamW's rate of a matrix that reads hidden states falls with the width, that of embeddings, norms and biases stays.
+Muon's update has the spectral norm sqrt(width), so its rate falls with the root of the width. The initial weights of
+fresh models already have μP's scales: 1 / sqrt(inputs) in the blocks, a head of zeros, embeddings of one deviation.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quatrain.core.errors import InputError
 from quatrain.training.adamw8bit import AdamW8bit
 from quatrain.training.paged import Paged, PagedAdamW, PagedAdamW8bit
 from quatrain.training.settings import TrainSettings
@@ -169,6 +175,7 @@ def make_optimizers(
         and parameter.dim() == 2
         and re.match(r"(?:encoder\.)?layers\.\d+\..*(?<!_[AB])\.weight$", name)
     }
+    ratio = _width_ratio(trainable, settings)
     optimizers: list[torch.optim.Optimizer] = []
     if muon:
         optimizers.append(
@@ -179,11 +186,18 @@ def make_optimizers(
                 weight_decay=settings.weight_decay,
             )
         )
+        optimizers[0].param_groups[0][FACTOR] = ratio**0.5
     rest = {name: parameter for name, parameter in trainable.items() if name not in muon}
     decayed = {name for name, parameter in rest.items() if parameter.dim() >= 2}
+    hidden = {name for name in decayed if ratio != 1 and "embed" not in name}
     groups: list[dict[str, Any]] = [
-        {"params": [rest[name] for name in rest if name in decayed], "weight_decay": settings.weight_decay},
+        {"params": [rest[name] for name in rest if name in decayed - hidden], "weight_decay": settings.weight_decay},
         {"params": [rest[name] for name in rest if name not in decayed], "weight_decay": 0.0},
+        {
+            "params": [rest[name] for name in rest if name in hidden],
+            "weight_decay": settings.weight_decay,
+            FACTOR: ratio,
+        },
     ]
     groups = [group for group in groups if group["params"]]
     if groups:
@@ -198,11 +212,31 @@ def make_optimizers(
     return optimizers
 
 
+FACTOR = "learning_rate_factor"
+"""The key of a group of parameters whose rate is a multiple of the setting."""
+
+
+def _width_ratio(trainable: dict[str, nn.Parameter], settings: TrainSettings) -> float:
+    """The base width over the model's, 1 without `mup_base_width`.
+
+    Raises InputError for models without an embedding and a head of their own, which have different rates.
+    """
+    if not settings.mup_base_width:
+        return 1.0
+    missing = [name for name in ("embed_tokens.weight", "lm_head.weight") if name not in trainable]
+    if missing:
+        raise InputError(
+            f"train.mup_base_width: {settings.mup_base_width}; {' and '.join(missing)} must be trained, as weights of "
+            "their own: set model.tie_word_embeddings = false, and train all weights of a language model"
+        )
+    return settings.mup_base_width / trainable["embed_tokens.weight"].shape[1]
+
+
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], learning_rate: float) -> None:
-    """Set the learning rate of every parameter group."""
+    """Set the learning rate of every parameter group, times the group's own factor."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get(FACTOR, 1.0)
 
 
 def optimizer_tensors(trainable: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:

@@ -31,6 +31,9 @@ class TrainSettings(Settings):
     `quantize_aware` trains under the rounding of a later quantize stage (quantization-aware training); with a LoRA, the
     merged weight is rounded. The written weights are the float ones, from which that stage gives the trained model.
 
+    `mup_base_width` is the `hidden_size` at which `learning_rate` was chosen: at another width the rates of matrices
+    follow the maximal update parametrization, so that the best rate stays where it was. 0: one rate for all.
+
     With several processes (torchrun), `parallel` is the strategy: `ddp` replicates the model; `zero1`, `zero2` and
     `zero3` shard the optimizer states, then also gradients, then also weights; `hybrid` shards within a machine and
     replicates between machines. `device` = "auto" takes a GPU if there is one.
@@ -51,6 +54,7 @@ class TrainSettings(Settings):
     batch_tokens: int = Field(default=16_384, ge=1)
     accumulation: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=3e-3, gt=0, le=10)
+    mup_base_width: int = Field(default=0, ge=0, description="the width at which learning_rate was chosen; 0 for none")
     optimizer: Literal["adamw", "adamw8bit", "muon", "sgd"] = "adamw"
     paged_optimizer: bool = Field(default=False, description="the optimizer's states in host memory, beside a GPU's")
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"

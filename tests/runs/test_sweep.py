@@ -160,6 +160,62 @@ def test_the_best_size_of_a_budget() -> None:
     assert found.inside and found.parameters == pytest.approx(best, rel=0.2)
 
 
+def budgets_of(law: ParametricLaw) -> Sweep:
+    points = []
+    for budget in (1e14, 1e15, 1e16):
+        best = law.optimal(budget)[0]
+        for n in (best * 2.0**step for step in (-2, -1, 0, 1, 2)):
+            points.append(Point({"n": f"{n:g}"}, n, budget / (6 * n), budget, law.loss(n, budget / (6 * n)), 1.0, "x"))
+    return Sweep("x", (Axis("n", ("1", "2")),), points)
+
+
+def test_the_best_size_grows_with_compute_as_the_law_says(tmp_path: Path) -> None:
+    law = ParametricLaw(1.5, 400.0, 400.0, 0.34, 0.3)
+    sweep = budgets_of(law)
+    growth = sweep.growth(draws=50)
+    assert growth.exponent == pytest.approx(law.beta / (law.alpha + law.beta), abs=0.02)
+    assert growth.low <= growth.exponent <= growth.high
+    assert Sweep("x", sweep.axes, sweep.points[:5]).growth() is None  # one budget
+    page = write_page(SweepPlan("x", "r", (), sweep.axes, tmp_path), sweep, None, None, None).read_text("utf-8")
+    assert "Loss by size at equal compute" in page and "the best size" in page
+
+
+def test_points_of_equal_tokens_and_of_equal_flops(recipe: str, tmp_path: Path) -> None:
+    """The steps follow from the batch, and from the size."""
+    from quatrain.planning.counts import flops_per_token
+    from quatrain.runs.costs import stage_costs
+
+    batch = Axis.parse("stage.pretrain.train.batch_tokens=128,256")
+    plan = SweepPlan("x", recipe, (), (batch, Axis.parse("tokens=2k")), tmp_path)
+    assert [plan.recipe_of(each).stage[-1].train.steps for each in plan.grid()] == [16, 8]
+    width = Axis.parse("model.hidden_size=8,16,32")
+    plan = SweepPlan("x", recipe, (), (width, Axis.parse("flops=1e10")), tmp_path)
+    for settings in plan.grid():
+        made = plan.recipe_of(settings)
+        (cost,) = stage_costs(made, memory=False)
+        token = flops_per_token(made.model.config(made.tokenizer.vocab_size), 32)
+        assert abs(cost.flops - 1e10) <= 128 * token / 2
+    with pytest.raises(InputError, match="must be a positive number"):
+        SweepPlan("x", recipe, (), (Axis.parse("tokens=many"),), tmp_path).recipe_of({"tokens": "many"})
+
+
+def test_how_far_the_best_rate_moves_between_widths(tmp_path: Path) -> None:
+    """Standard: the best rate halves from width to width; with μP it stays."""
+    mup = "stage.pretrain.train.mup_base_width"
+    axes = (Axis.parse("lr=0.001,0.01,0.1"), Axis.parse("width=8,16"), Axis.parse(f"{mup}=0,8"))
+    points = [
+        Point({"lr": lr, "width": width, mup: base}, 1.0, 1.0, 1.0,
+              2 + (np.log10(float(lr)) - (-1.8 if base == "8" or width == "8" else -2.1)) ** 2, 1.0, "x")
+        for lr in ("0.001", "0.01", "0.1") for width in ("8", "16") for base in ("0", "8")
+    ]  # fmt: skip
+    sweep = Sweep("x", axes, points)
+    found = sweep.transfer("lr")
+    assert found["mup_base_width=0"] == pytest.approx(10**0.3, rel=1e-3)
+    assert found["mup_base_width=8"] == pytest.approx(1.0)
+    page = write_page(SweepPlan("x", "r", (), axes, tmp_path), sweep, None, None, "lr").read_text("utf-8")
+    assert "Loss by lr, mup_base_width=0" in page and "Loss by lr, mup_base_width=8" in page
+
+
 def test_the_best_learning_rate() -> None:
     rates = (0.001, 0.003, 0.01, 0.03)
     points = [

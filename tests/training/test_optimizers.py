@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import llama
 
+from quatrain.core.errors import InputError
 from quatrain.models.families.fresh import fresh_config
 from quatrain.models.transformer.stack import Model
-from quatrain.training.optimizers import AdamW, Muon, make_optimizers, orthogonalize
+from quatrain.training.optimizers import AdamW, Muon, make_optimizers, orthogonalize, set_learning_rate
 from quatrain.training.schedules import learning_rate_ratio
 from quatrain.training.settings import TrainSettings
 
@@ -150,6 +151,7 @@ def test_training_does_not_import_torchs_compiler():
     """It costs 100 MB and seconds of every run, for nothing that is compiled."""
     code = """
 import sys, torch
+from quatrain.core.errors import InputError
 from quatrain.models.families.fresh import fresh_config
 from quatrain.planning.counts import built
 from quatrain.training.optimizers import make_optimizers
@@ -168,3 +170,32 @@ assert "torch._dynamo" not in sys.modules and "sympy" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_mup_scales_the_rates_of_matrices_by_width(optimizer: str) -> None:
+    """AdamW's by base / width, Muon's by its root; embeddings, norms and biases keep the rate."""
+    model = Model(llama(hidden_size=32, intermediate_size=64, tie_word_embeddings=False))
+    weights = dict(model.named_parameters())
+    names = {parameter: name for name, parameter in weights.items()}
+
+    def rates(**changes) -> dict[str, float]:
+        settings = TrainSettings(steps=1, warmup_steps=0, optimizer=optimizer, learning_rate=0.01, **changes)
+        optimizers = make_optimizers(weights, settings, dtype=torch.float32)
+        set_learning_rate(optimizers, 0.01)
+        return {names[each]: group["lr"] for o in optimizers for group in o.param_groups for each in group["params"]}
+
+    plain, scaled = rates(), rates(mup_base_width=8)
+    assert plain.keys() == scaled.keys() == weights.keys() and set(plain.values()) == {0.01}
+    for name, rate in scaled.items():
+        kept = weights[name].dim() < 2 or name == "embed_tokens.weight"
+        by_muon = optimizer == "muon" and name.startswith("layers.")
+        assert rate == pytest.approx(0.01 * (1.0 if kept else 0.5 if by_muon else 0.25)), name
+    assert rates(mup_base_width=32) == plain
+
+
+def test_mup_needs_an_embedding_and_a_head_of_their_own() -> None:
+    model = Model(llama(tie_word_embeddings=True))
+    settings = TrainSettings(steps=1, warmup_steps=0, mup_base_width=8)
+    with pytest.raises(InputError, match=r"lm_head\.weight must be trained.*tie_word_embeddings = false"):
+        make_optimizers(dict(model.named_parameters()), settings, dtype=torch.float32)

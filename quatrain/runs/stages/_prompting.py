@@ -11,11 +11,11 @@ from quatrain.evaluation.evaluate import spread
 from quatrain.evaluation.prompting import Comparison, KeptResults, PromptResult, compare, grid, search
 from quatrain.generation.endpoint import Endpoint
 from quatrain.generation.engine import Engine
-from quatrain.runs.material import model_of, tokenizer_of
+from quatrain.runs.material import model_of, opened_task, tokenizer_of
 from quatrain.runs.stage import StageContext, StageResult
 from quatrain.runs.stages.prompting import PromptingStage
 from quatrain.tasks.prompting.prompt import Prompt, make_prompt, save_prompt, with_settings
-from quatrain.tasks.prompting.texts import text_task, usable
+from quatrain.tasks.prompting.texts import usable
 from quatrain.tasks.task import Task
 
 SHOWN = 8
@@ -27,7 +27,7 @@ def run(settings: PromptingStage, context: StageContext) -> StageResult:
     model, named = opened(context)
     result = StageResult(parameters=model.model.num_parameters() if isinstance(model, Engine) else None)
     limit = context.recipe.evaluate.examples
-    with text_task(context.data_of(settings), folder=context.folder, limit=limit) as task:
+    with opened_task(settings, context) as task:
         sets = {name: usable(task, examples)[:limit] for name, examples in task.held_out.items()}
         sets = {name: examples for name, examples in sets.items() if examples}
         if not sets:
