@@ -15,13 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from quatrain.core.atomic import write_json
 from quatrain.core.errors import InputError
 from quatrain.core.reading import read_json
 from quatrain.core.wording import format_metric
 from quatrain.evaluation.evaluate import SAMPLES, mean, spread
+from quatrain.evaluation.measures import mean_of
 from quatrain.evaluation.metrics.texts import rouge
 from quatrain.generation.decoding import Decoding
 from quatrain.generation.endpoint import Endpoint
@@ -33,15 +32,13 @@ from quatrain.tasks.prompting.template import load_templates
 from quatrain.tasks.task import Score, Task
 
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL")
-DRAWS = 1000
-"""Bootstrap samples of an interval."""
 
 
 @dataclass
 class PromptResult:
     """The scores of one prompt on one set, the main metric first, and what the model read and wrote.
 
-    `low` and `high` bound the main metric: the 95 % interval of its mean by bootstrap. `shots` is the mean number that
+    `low` and `high` bound the main metric: its 95 % interval (`Measure.interval`). `shots` is the mean number that
     the model read. `texts` are the answers, `samples` some of them with their references.
     """
 
@@ -172,7 +169,8 @@ def score_prompt(
     seconds = time.perf_counter() - started
     scores, notes = scores_of(task, name, examples, answers.texts)
     main = next(iter(mean([score for score in scores if score is not None])))
-    low, high = interval([score.metrics[main] for score in scores if score is not None])
+    values = [score.metrics[main] for score in scores if score is not None]
+    bounds = mean_of(main, values, unit="%" if all(0 <= value <= 1 for value in values) else "").interval()
     rows = list(zip(examples, answers.texts, scores, strict=True))
     samples = [
         {"set": name, "prompt": task.question(example), "reference": task.reference(example), "output": text}
@@ -181,7 +179,7 @@ def score_prompt(
     ]
     means = mean([score for score in scores if score is not None])
     return PromptResult(
-        prompt, name, means, low, high, answers.shots, answers.tokens, seconds, answers.texts, samples,
+        prompt, name, means, bounds.low, bounds.high, answers.shots, answers.tokens, seconds, answers.texts, samples,
         [*answers.notes, *notes],
     )  # fmt: skip
 
@@ -201,14 +199,6 @@ def scores_of(
         raise InputError(f"{name}: nothing can be judged: the {task.reference_name} of every example fails")
     note = f"{invalid:,} examples are not counted because their own {task.reference_name} fails"
     return [score if score.valid else None for score in scores], [note] if invalid else []
-
-
-def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the mean by bootstrap (Efron 1979)."""
-    array = np.asarray(values, dtype=np.float64)
-    drawn = np.random.default_rng(seed).integers(0, len(array), (DRAWS, len(array)))
-    low, high = np.quantile(array[drawn].mean(axis=1), (0.025, 0.975))
-    return float(low), float(high)
 
 
 def compare(

@@ -65,7 +65,7 @@ def recipe(tmp_path: Path) -> str:
     ]
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     text = tmp_path / "text.txt"
-    text.write_text("say abba baab\n" * 60, encoding="utf-8")
+    text.write_text("say abba baab " * 60, encoding="utf-8")
     return RECIPE.format(source=path, text=text)
 
 
