@@ -21,7 +21,8 @@ name = "small"
 source = "{source}"
 validation = 0.25
 [tokenizer]
-kind = "char"
+kind = "bpe"
+vocab_size = 300
 [model]
 family = "llama"
 hidden_size = 16
@@ -44,6 +45,10 @@ train = {{ steps = 1, batch_tokens = 128, warmup_steps = 0, schedule = "constant
 [[stage]]
 kind = "finetune"
 train = {{ steps = 2, batch_tokens = 128, warmup_steps = 1, precision = "float32" }}
+[[stage]]
+kind = "export"
+format = "F32"
+gates = [{{ metric = "proved_share", at_least = 1.0 }}]
 [[stage]]
 kind = "serve"
 prompts = ["ab", "b"]
@@ -73,13 +78,15 @@ def recipe(tmp_path: Path) -> str:
 def test_a_project_passes_its_gates_and_gets_its_bill(recipe: str, tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="the server is an extra")
     done = run(loads(recipe), runs_dir=tmp_path, reporter=SilentReporter())
-    scope, plan, _, _, _, served = done.results
+    scope, plan, _, _, _, exported, served = done.results
     assert scope["training_examples"] == 24 and scope["held_out_examples"] == 4
     assert plan["planned_parameters"] > 0 and plan["planned_flops"] > 0 and plan["planned_memory_bytes"] > 0
     assert served["equal_share"] == 1.0 and served["requests"] == 6
+    (file,) = (done.folder / "stages/06-export/files").glob("*.gguf")
+    assert exported["proved_share"] == 1.0 and exported["export_bytes"] >= file.stat().st_size > 0
     assert 0 < served["p50_seconds"] <= served["p95_seconds"]
     state = json.loads((done.folder / "run.json").read_text())
-    assert len(state["gates"]) == 4 and all(gate["passed"] for gate in state["gates"])
+    assert len(state["gates"]) == 5 and all(gate["passed"] for gate in state["gates"])
     with pytest.raises(QuatrainError, match="planned_parameters"):
         run(loads(recipe.replace("200_000", "10")), runs_dir=tmp_path, reporter=SilentReporter())
 
@@ -103,8 +110,8 @@ def test_a_plan_depends_on_all_stages_and_no_stage_on_the_plan(recipe: str) -> N
         )
     ]
     base, longer, other = ([mark.fingerprint for mark in each] for each in marks)
-    assert [a == b for a, b in zip(base, longer, strict=True)] == [True, False, True, True, False, False]
-    assert [a == b for a, b in zip(base, other, strict=True)] == [True, False, True, True, True, True]
+    assert [a == b for a, b in zip(base, longer, strict=True)] == [True, False, True, True, False, False, False]
+    assert [a == b for a, b in zip(base, other, strict=True)] == [True, False, True, True, True, True, True]
 
 
 def test_a_server_without_questions(recipe: str, tmp_path: Path) -> None:
@@ -112,11 +119,11 @@ def test_a_server_without_questions(recipe: str, tmp_path: Path) -> None:
     from quatrain.runs.stages._serve import asked
 
     parsed = loads(recipe.replace('prompts = ["ab", "b"]', ""))
-    for name in ("01-scope", "02-plan", "03-tokenizer", "04-pretrain", "05-finetune"):
+    for name in ("01-scope", "02-plan", "03-tokenizer", "04-pretrain", "05-finetune", "06-export"):
         (tmp_path / "stages" / name).mkdir(parents=True)
         (tmp_path / "stages" / name / "result.json").write_text("{}")
     with pytest.raises(InputError, match=r"neither questions held out nor evaluate\.prompts"):
-        asked(parsed.stage[5], stage_context(parsed, tmp_path, 5, SilentReporter()))
+        asked(parsed.stage[6], stage_context(parsed, tmp_path, 6, SilentReporter()))
 
 
 @pytest.mark.slow
