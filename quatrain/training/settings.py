@@ -129,6 +129,9 @@ class TrainSettings(Settings):
             yield Problem(
                 ("loss_spike_factor",), f"{self.loss_spike_factor}; must be above 1 (3 is usual), or 0 for none"
             )
+        if self.mup_base_width and self.optimizer == "sgd":
+            text = f'{self.mup_base_width}; its rates are those of "adamw", "adamw8bit" and "muon": leave it out'
+            yield Problem(("mup_base_width",), text, (("optimizer",),))
         if self.paged_optimizer and self.optimizer in ("muon", "sgd"):
             why = "updates matrices of equal shape together" if self.optimizer == "muon" else "has no states"
             text = f'true; "{self.optimizer}" {why}: use optimizer = "adamw" or "adamw8bit"'

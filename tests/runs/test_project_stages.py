@@ -79,7 +79,7 @@ def test_a_project_passes_its_gates_and_gets_its_bill(recipe: str, tmp_path: Pat
     pytest.importorskip("fastapi", reason="the server is an extra")
     done = run(loads(recipe), runs_dir=tmp_path, reporter=SilentReporter())
     scope, plan, _, _, _, exported, served = done.results
-    assert scope["training_examples"] == 24 and scope["held_out_examples"] == 4
+    assert scope["training_examples"] == 24 and scope["held_out_examples"] == 8
     assert plan["planned_parameters"] > 0 and plan["planned_flops"] > 0 and plan["planned_memory_bytes"] > 0
     assert served["equal_share"] == 1.0 and served["requests"] == 6
     (file,) = (done.folder / "stages/06-export/files").glob("*.gguf")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tiny_models import llama
 
 from quatrain.core.errors import InputError
+from quatrain.core.settings import parse
 from quatrain.models.families.fresh import fresh_config
 from quatrain.models.transformer.stack import Model
 from quatrain.training.optimizers import AdamW, Muon, make_optimizers, orthogonalize, set_learning_rate
@@ -152,6 +153,7 @@ def test_training_does_not_import_torchs_compiler():
     code = """
 import sys, torch
 from quatrain.core.errors import InputError
+from quatrain.core.settings import parse
 from quatrain.models.families.fresh import fresh_config
 from quatrain.planning.counts import built
 from quatrain.training.optimizers import make_optimizers
@@ -199,3 +201,6 @@ def test_mup_needs_an_embedding_and_a_head_of_their_own() -> None:
     settings = TrainSettings(steps=1, warmup_steps=0, mup_base_width=8)
     with pytest.raises(InputError, match=r"lm_head\.weight must be trained.*tie_word_embeddings = false"):
         make_optimizers(dict(model.named_parameters()), settings, dtype=torch.float32)
+    with pytest.raises(InputError, match="mup_base_width: 8; its rates are those of"):
+        parse(TrainSettings, {"steps": 1, "warmup_steps": 0, "schedule": "constant", "optimizer": "sgd",
+                              "mup_base_width": 8}, what="train")  # fmt: skip
