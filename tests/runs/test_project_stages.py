@@ -131,9 +131,9 @@ def test_the_shipped_project_runs_at_tiny_size(tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="the server is an extra")
     tiny = ["model.hidden_size=16", "model.num_hidden_layers=1", "model.num_attention_heads=2", "data.examples=200",
             "model.intermediate_size=32", "evaluate.examples=2",
-            "stage.pretrain.train.steps=1", "stage.pretrain.train.warmup_steps=0", "stage.finetune.train.steps=1",
+            "stage.pretrain.train.steps=2", "stage.pretrain.train.warmup_steps=0", "stage.finetune.train.steps=2",
             "stage.finetune.train.warmup_steps=0", "stage.dpo.prompts=4", "stage.dpo.samples=2",
-            "stage.dpo.train.steps=1", "stage.dpo.train.warmup_steps=0", "stage.serve.requests=2",
+            "stage.dpo.train.steps=2", "stage.dpo.train.warmup_steps=0", "stage.serve.requests=2",
             "stage.serve.max_new_tokens=2", "stage.prompting.decoding.max_new_tokens=2"]  # fmt: skip
     kinds = [stage.kind for stage in load("project").stage]
     done = run(
