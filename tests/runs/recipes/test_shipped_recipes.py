@@ -175,8 +175,8 @@ QUICK = ["gpt-pretrain", "bert-pretrain", "t5-pretrain", "sentiment", "ner"]
 ELSEWHERE = {"quickstart", "sherlock", "shakespeare-char", "arithmetic-grpo", "calculator-grpo", "sentiment-ppo",
              "sentiment-control", "grpo-sql", "ladder", "activity", "word2vec", "dialogue-prompting",
              "soft-hard", "curated", "project"}  # fmt: skip
-"""Recipes that the tests of the README, the quickstart, word vectors, agents, alignment, prompting, projects, and of the stages
-grpo, ladder, series and curate run."""
+"""Recipes that the tests of the README, the quickstart, word vectors, agents, alignment, prompting, projects, and of
+the stages grpo, ladder, series and curate run."""
 
 
 def test_every_recipe_is_run_somewhere() -> None:
