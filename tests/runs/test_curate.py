@@ -35,6 +35,7 @@ def recipe(tmp_path):
     return load("curated", [f"data.source={source.as_posix()}", *SMALL])
 
 
+@pytest.mark.slow
 def test_variants_are_measured_alike_and_kept_after_a_kill(recipe, tmp_path, monkeypatch):
     folder = run(recipe, runs_dir=tmp_path / "runs", reporter=SilentReporter()).folder
     stage = folder / "stages/02-curate"

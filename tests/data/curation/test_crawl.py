@@ -51,6 +51,7 @@ def test_too_few_passages_are_said(tmp_path: Path) -> None:
         write_crawl(tmp_path / "crawl", source=str(source), documents=100, words=60)
 
 
+@pytest.mark.slow
 def test_crawl_curated_by_the_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "source.jsonl"
     source.write_text("\n".join(json.dumps({"text": text}) for text in passages(200)), encoding="utf-8")

@@ -42,7 +42,7 @@ def documents() -> tuple[str, ...]:
     pages = [text[:900] for text in read_documents("c4-sample")]
     found = [*EDGES, *pages]
     while len(found) < DOCUMENTS:
-        text = random_numbers.choice(pages)[: random_numbers.randrange(40, 900)]
+        text = random_numbers.choice(pages)[: random_numbers.randrange(40, 600)]
         found.append(DAMAGES[len(found) % len(DAMAGES)](text, random_numbers))
     return tuple(found)
 
@@ -59,6 +59,7 @@ DAMAGES: list[Callable[[str, random.Random], str]] = [
 ]
 
 
+@pytest.mark.slow
 def test_decisions_equal_datatroves() -> None:
     """All filters see one document after the other: datatrove splits each into words once."""
     context = StepContext(Path())

@@ -114,6 +114,7 @@ def files_written(folder: Path) -> int:
     return sum(1 for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kills a process group")
 def test_killed_curation_resumes_to_the_same_bytes(crawl: Path, tmp_path: Path) -> None:
     """Killed again and again at ever more files, with another number of processes each time."""
