@@ -222,11 +222,9 @@ def _show_assessment(assessment: Assessment) -> None:
 def _show_funnel(funnel: Funnel) -> None:
     """The funnel as a table, and what could not be read."""
     from quatrain.cli.output import show, show_table
-    from quatrain.data.curation.funnel import COLUMNS
 
-    columns = [funnel.unit if column == "tokens" else column for column in COLUMNS]
     rows = [[f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in funnel.rows()]
-    show_table(columns, rows)
+    show_table(funnel.columns, rows)
     for reason, count in sorted(funnel.faults.items()):
         show(f"not read ({reason}): {count:,}: {', '.join(funnel.places[reason][:2])}")
     for name, amount in sorted(funnel.outputs.items()):

@@ -14,7 +14,7 @@ import tomli_w
 from quatrain.core.atomic import write_json, write_text
 from quatrain.core.reading import read_json
 from quatrain.core.wording import format_bytes, printable
-from quatrain.data.curation.funnel import COLUMNS, Funnel, funnel_of, share
+from quatrain.data.curation.funnel import Funnel, funnel_of, share
 from quatrain.data.curation.page import funnel_page
 from quatrain.data.curation.settings import CurationRecipe, to_dict
 
@@ -60,7 +60,7 @@ def data_card(recipe: CurationRecipe, funnel: Funnel, manifest: Mapping[str, Any
         "",
         "## Funnel",
         "",
-        *_table(COLUMNS, funnel.rows()),
+        *_table(funnel.columns, funnel.rows()),
         "",
         *(f"- {step.kind}: {step.about}" + (f" ({step.source})" if step.source else "") for step in funnel.steps),
         "",

@@ -201,6 +201,11 @@ class Funnel:
             total.merge(amount)
         return total
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The heads of `rows`."""
+        return ("step", "documents", self.unit, "of all", "change", "why")
+
     def rows(self) -> list[list[object]]:
         """The table: step, documents and tokens left, the share of the tokens read, what the step lost, and why."""
         rows: list[list[object]] = [["read", self.read.documents, self.read.tokens, share(1), "", ""]]
@@ -239,9 +244,6 @@ class Funnel:
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it; samples included."""
         return asdict(self)
-
-
-COLUMNS = ("step", "documents", "tokens", "of all", "change", "why")
 
 
 def share(value: float) -> str:
