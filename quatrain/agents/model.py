@@ -95,7 +95,7 @@ class EngineModel:
                 "tool-sft"
             )
         self.format = call_format(self.template)
-        self.calls_tools = self.format is not None and "tools" in self.template
+        self.calls_tools = self.format is not None
         self.context: int | None = engine.model.config.context_length
         self.constrains = _has_llguidance()
 

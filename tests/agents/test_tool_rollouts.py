@@ -12,6 +12,8 @@ from quatrain.alignment.rollouts import Rollout, collate_rollouts
 from quatrain.cli import main
 from quatrain.core.errors import InputError
 from quatrain.data.batches import IGNORE_INDEX
+from quatrain.data.records import Messages
+from quatrain.evaluation.tool_calls import measure_calls
 from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.tasks.calculation.task import Calculations
 from quatrain.tokenizers.tokenizer import Tokenizer
@@ -25,7 +27,7 @@ def parts():
     tokenizer = Tokenizer.train(
         [CALL, "It is 42. <tool_response>"] * 9, kind="bpe", vocab_size=330, chat_template="chatml"
     )
-    return random_model(llama(vocab_size=tokenizer.vocab_size, max_position_embeddings=512)), tokenizer
+    return random_model(llama(vocab_size=tokenizer.vocab_size, max_position_embeddings=2048)), tokenizer
 
 
 def says(tokenizer, *turns):
@@ -93,11 +95,49 @@ def test_held_out_calculations_are_never_learned():
     assert [turn["role"] for turn in task.messages(example)] == ["user", "assistant", "tool", "assistant"]
 
 
-def test_the_recipe_runs_and_its_rollouts_call_the_tool(tmp_path, capsys):
-    small = ["data.examples=150", "stage.pretrain.train.steps=2", "stage.finetune.train.steps=10",
-             "stage.finetune.train.batch_tokens=1024", "stage.grpo.train.steps=2", "stage.grpo.prompts=2",
-             "stage.grpo.samples=2", "stage.grpo.held_out=4", "evaluate.examples=4"]  # fmt: skip
-    assert main(["run", "calculator-grpo", "--runs-dir", str(tmp_path), *small, "--quiet"]) == 0
+TINY = ["data.examples=150", "stage.pretrain.train.steps=2", "stage.finetune.train.steps=6",
+        "stage.finetune.train.batch_tokens=1024", "evaluate.examples=4"]  # fmt: skip
+
+
+def test_the_recipe_runs_and_its_rollouts_call_the_tool(tmp_path):
+    small = ["stage.grpo.train.steps=2", "stage.grpo.prompts=2", "stage.grpo.samples=2", "stage.grpo.held_out=4"]
+    assert main(["run", "calculator-grpo", "--runs-dir", str(tmp_path), *TINY, *small, "--quiet"]) == 0
     stage = next((tmp_path / "calculator-grpo/stages").glob("*grpo"))
     lines = [json.loads(line) for line in (stage / "rollouts.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and all(len(line["scores"]) == 4 for line in lines)
+
+
+def test_the_model_of_the_recipe_agent_is_an_agent(tmp_path, capsys):
+    assert main(["run", "agent", "--runs-dir", str(tmp_path), *TINY, "--quiet"]) == 0
+    capsys.readouterr()
+    words = ["--tool", "calculator", "--record", str(tmp_path / "run.jsonl"), "--steps", "1", "--max-new-tokens", "8"]
+    assert main(["agent", "run", str(tmp_path / "agent/model"), "417*286=", *words]) in (0, 1)
+    start = json.loads((tmp_path / "run.jsonl").read_text().splitlines()[0])
+    assert start["style"] == "tools" and start["calls_tools"]
+
+
+def test_dialogues_that_call_tools_are_learned(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("The user asks, the assistant calls a tool and answers.\n" * 400)
+    small = [f"stage.pretrain.data.source={text}", "tokenizer.vocab_size=600", "model.hidden_size=32",
+             "model.intermediate_size=64", "model.num_hidden_layers=1", "stage.finetune.train.epochs=none",
+             "stage.finetune.train.evaluate_every=2", "evaluate.examples=1", "evaluate.max_new_tokens=2",
+             *(f"stage.{kind}.train.{item}" for kind in ("pretrain", "finetune")
+               for item in ("steps=2", "warmup_steps=0", "schedule=constant", "batch_tokens=1024"))]  # fmt: skip
+    assert main(["run", "tool-sft", "--runs-dir", str(tmp_path), *small, "--quiet"]) == 0
+
+
+def test_calls_are_compared_with_the_reference(parts):
+    model, tokenizer = parts
+    function = {"name": "calculator", "arguments": {"expression": "6*7"}}
+    talk = [*TALK, {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]},
+            {"role": "tool", "content": "42"}, {"role": "assistant", "content": "42."}]  # fmt: skip
+    chat = Messages(talk, tools=[calculator.schema["function"]])
+    other = CALL.replace("6*7", "7*6")
+    expected = {"called": 1, "valid": 1, "name": 1, "calls": 1, "answers": 1}
+    for call, right in ((CALL, 1), (other, 0)):
+        params = SamplingParams(max_new_tokens=60, logits_processors=says(tokenizer, call, "42."))
+        found = measure_calls(Engine(model, tokenizer), [chat], params)
+        assert found == expected | {"arguments": right, "overcalled": 0}
+    with pytest.raises(InputError, match="No dialogue calls a tool"):
+        measure_calls(Engine(model, tokenizer), [Messages(TALK)])

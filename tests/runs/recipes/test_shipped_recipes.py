@@ -172,8 +172,8 @@ ASKED = {"instruct": 3, "rlhf": 3}
 """Prompts of a recipe, which are answered beside the records."""
 QUICK = ["gpt-pretrain", "bert-pretrain", "t5-pretrain", "sentiment", "ner"]
 """The recipes of the quick set of tests: the others tokenize more data first."""
-ELSEWHERE = {"quickstart", "sherlock", "shakespeare-char", "arithmetic-grpo", "calculator-grpo", "sentiment-ppo",
-             "sentiment-control", "grpo-sql", "ladder", "activity", "word2vec", "dialogue-prompting",
+ELSEWHERE = {"agent", "tool-sft", "quickstart", "sherlock", "shakespeare-char", "arithmetic-grpo", "calculator-grpo",
+             "sentiment-ppo", "sentiment-control", "grpo-sql", "ladder", "activity", "word2vec", "dialogue-prompting",
              "soft-hard", "curated", "project"}  # fmt: skip
 """Recipes that the tests of the README, the quickstart, word vectors, agents, alignment, prompting, projects, and of
 the stages grpo, ladder, series and curate run."""
