@@ -15,6 +15,7 @@ def quantize(
     method: tuple[str, ...] = (),
     calibration: tuple[str, ...] = (),
     group: Literal[32, 64, 128] | None = None,
+    layout: Literal["compressed-tensors", "gptq", "awq"] = "compressed-tensors",
     calibrate: str | None = None,
     text: str | None = None,
     samples: int = 128,
@@ -36,6 +37,8 @@ def quantize(
         nearest, gptq (int8, int4), awq (int8, int4) or smoothquant (w8a8); nearest by default.
     group
         Weights that share a scale in int4; the largest that divides the layers by default.
+    layout
+        The files' layout of int4: compressed-tensors, gptq or awq.
     calibrate
         A text (file, folder or catalog name) that gptq, awq and smoothquant read; its beginning is enough.
     text
@@ -47,6 +50,7 @@ def quantize(
     """
     from quatrain.cli.compressing import Texts, check_out, present, write
     from quatrain.compression import methods
+    from quatrain.compression.int4 import Int4Linear
     from quatrain.core.errors import InputError
     from quatrain.loading.model import load_model
 
@@ -60,6 +64,8 @@ def quantize(
         problems.append(f"--samples {samples}: must be at least 1")
     if group is not None and any(name != "int4" for name, _ in asked):
         problems.append(f"--group {group}: only int4 reads it; leave it out")
+    if layout != "compressed-tensors" and any(name != "int4" for name, _ in asked):
+        problems.append(f"--layout {layout}: only int4 has it; leave it out")
     needs = [how for _, how in asked if how != "nearest"]
     if needs and calibrate is None and text is None:
         problems.append(f"--calibrate: missing; {needs[0]} reads a text, such as --calibrate my.txt")
@@ -73,6 +79,11 @@ def quantize(
         options = {} if group is None else {"group": group}
         methods.quantize(quantized, name, calibration=how, batches=texts.batches, **options)
         results.append((name if how == "nearest" else f"{name} {how}", quantized))
+    if layout != "compressed-tensors":
+        for _, quantized in results[1:]:
+            for layer in quantized.modules():
+                if isinstance(layer, Int4Linear):
+                    layer.layout = layout
     if out is not None:
         write(results[-1][1], tokenizer, out)
     present(results, texts, out=out, json_lines=json_lines)

@@ -10,6 +10,7 @@ from torch import nn
 
 from quatrain.compression import nf4
 from quatrain.compression.fp8 import FP8Linear
+from quatrain.compression.gptq_files import LAYOUTS, layout_problems
 from quatrain.compression.int4 import GROUPS, Int4Linear
 from quatrain.compression.int8 import Int8Linear, W8A8Linear
 from quatrain.compression.layer import QuantizedLinear
@@ -29,7 +30,7 @@ from quatrain.models.families.value_types import TEXTS
 from quatrain.models.modules import is_in_head, replace_module
 from quatrain.models.transformer.stack import Model
 
-SKIP_KEYS = {METHOD: "ignore", nf4.METHOD: "llm_int8_skip_modules"}
+SKIP_KEYS = {METHOD: "ignore", nf4.METHOD: "llm_int8_skip_modules", **dict.fromkeys(LAYOUTS, "modules_to_not_convert")}
 """The key that lists the float layers, by `quant_method`."""
 
 
@@ -46,7 +47,7 @@ def replace_layers(model: Model, config: dict[str, Any]) -> None:
     skipped = quantization.get(SKIP_KEYS[method]) or []
     paths = paths_in_files(model)
     for name, module in list(model.named_modules()):
-        is_float = _matches(paths.get(name, name), skipped) or (is_in_head(name) and method == nf4.METHOD)
+        is_float = _matches(paths.get(name, name), skipped) or (is_in_head(name) and method != METHOD)
         if isinstance(module, nn.Linear) and not is_float:
             replace_module(model, name, _layer(module, quantization))
 
@@ -55,6 +56,10 @@ def _layer(linear: nn.Linear, quantization: dict[str, Any]) -> nn.Module:
     """The empty quantized layer that replaces a linear one."""
     if quantization["quant_method"] == nf4.METHOD:
         return nf4.NF4Linear.empty_like(linear, double=bool(quantization.get("bnb_4bit_use_double_quant")))
+    if quantization["quant_method"] in LAYOUTS:
+        layer = Int4Linear.empty_like(linear, group=quantization["group_size"])
+        layer.layout = quantization["quant_method"]
+        return layer
     (group,) = quantization["config_groups"].values()
     weights = group.get("weights") or {}
     if quantization["format"] != FORMAT:
@@ -84,10 +89,12 @@ def _check(quantization: Any) -> None:
     if not isinstance(quantization, dict):
         raise InputError(f"quantization_config: {format_value(quantization)}; must be a table")
     method = quantization.get("quant_method")
-    skip_key = SKIP_KEYS[nf4.METHOD] if method == nf4.METHOD else SKIP_KEYS[METHOD]
+    skip_key = SKIP_KEYS.get(method, SKIP_KEYS[METHOD]) if isinstance(method, str) else SKIP_KEYS[METHOD]
     problems = _pattern_problems(skip_key, quantization.get(skip_key))
     if method == nf4.METHOD:
         problems += nf4.config_problems(quantization)
+    elif isinstance(method, str) and method in LAYOUTS:
+        problems += layout_problems(quantization)
     elif method != METHOD:
         problems.append(f"quant_method: {format_value(method)}; Quatrain reads {' and '.join(SKIP_KEYS)}")
     elif quantization.get("format") not in tuple(FORMATS):

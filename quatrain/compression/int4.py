@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from quatrain.compression import packing
+from quatrain.compression import gptq_files, packing
 from quatrain.compression.int4_kernels import Kernel, device_kernel
 from quatrain.compression.integers import IntegerLinear
 from quatrain.compression.layer import (
@@ -45,7 +45,6 @@ class Int4Linear(IntegerLinear):
 
     method: ClassVar[str] = "int4"
     levels: ClassVar[tuple[int, int]] = (LOWEST, HIGHEST)
-    stored_format: ClassVar[str | None] = "int4"
     fixed_dtype: ClassVar[tuple[str, ...]] = ("scale",)
     weight: Tensor
     scale: Tensor
@@ -65,6 +64,8 @@ class Int4Linear(IntegerLinear):
         self.register_buffer("scale", scale)
         self.kernel_weight: Tensor | None = None  # replaces `weight` while the kernel is used
         self.kernel_scales: dict[torch.dtype, Tensor] = {}
+        self.layout: str | None = None
+        """The layout of files: "gptq" or "awq"; None: compressed-tensors'."""
         self.is_read_natively = False
         """Whether native code reads `weight` (`stored_weight`), so that it stays in its own layout."""
 
@@ -153,6 +154,11 @@ class Int4Linear(IntegerLinear):
         self.release_kernel_weight()
         super()._load_from_state_dict(*arguments)
 
+    @property
+    def stored_format(self) -> str | None:  # type: ignore[override]
+        """None for scales that are not bfloat16, as other programs' files have them: native code reads no others."""
+        return "int4" if self.scale.dtype == torch.bfloat16 else None
+
     def stored_weight(self) -> StoredWeight:
         self.release_kernel_weight()
         self.is_read_natively = True
@@ -160,9 +166,13 @@ class Int4Linear(IntegerLinear):
         return StoredWeight("int4", self.weight, self.out_features, self.in_features, scale, self.group)
 
     def folder_operation(self, operation: Any) -> Any:
+        if self.layout is not None:
+            return gptq_files.transposed_operation(operation, self.layout, self.group)
         return packing.packed_operation(operation, 4, self.in_features)
 
     def quantization_config(self, model: Any) -> dict[str, Any]:
+        if self.layout is not None:
+            return gptq_files.layout_config(model, self.layout, self.group)
         return packing.quantization_config(model, packing.WEIGHTS[4] | {"group_size": self.group})
 
     def extra_repr(self) -> str:
