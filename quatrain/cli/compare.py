@@ -11,6 +11,7 @@ from cyclopts import Parameter
 def compare(
     *models: str,
     suite: str | None = None,
+    text: str | None = None,
     limit: int | None = None,
     shots: int | None = None,
     max_new_tokens: int | None = None,
@@ -32,6 +33,9 @@ def compare(
         Or one folder with results, such as runs.
     suite
         SUITE or SUITE:FILE, as for `quatrain evaluate`.
+    text
+        Instead of a suite: a text (file, folder or catalog name). Shows weights, bytes, perplexity and generated tokens
+        per second of each model, measured in turns.
     limit
         How many examples to take from the beginning; all by default.
     shots
@@ -57,9 +61,11 @@ def compare(
 
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: must be at least 1")
+    if text is not None:
+        return _compare_footprints(models, text, suite=suite, json_lines=json_lines)
     if suite is None:
         if len(models) != 1:
-            raise InputError("compare needs --suite NAME and at least two models, or one folder with results")
+            raise InputError("compare needs --suite NAME or --text FILE and two models, or one folder with results")
         result = leaderboard(models[0])
     else:
         given = {"shots": shots, "max_new_tokens": max_new_tokens}
@@ -77,6 +83,34 @@ def compare(
     (_show_board if suite is None else _show_comparison)(result)
     if page is not None:
         show(f"page: {page}")
+    return 0
+
+
+def _compare_footprints(models: tuple[str, ...], text: str, *, suite: str | None, json_lines: bool) -> int:
+    """Bytes, perplexity and speed of models on one text. Raises InputError."""
+    from quatrain.cli.compressing import MEASURED, Texts, present
+    from quatrain.core.errors import InputError
+    from quatrain.evaluation.compare import Contestant
+    from quatrain.evaluation.compression import text_tokens
+    from quatrain.loading.model import load_model
+
+    problems = [] if len(models) > 1 else ["--text compares at least two models: quatrain compare A B --text FILE"]
+    if suite is not None:
+        problems.append(f"--suite {suite}: leave it out beside --text")
+    sides = [Contestant.of(name) for name in models]
+    for side in sides:
+        problems += [f"{side.name}: {name}; --text reads quantize alone" for name in side.options]
+    if problems:
+        raise InputError("These models cannot be compared:", problems)
+    loaded = [load_model(side.model, quantize=side.quantize) for side in sides]
+    tokenizers = [tokenizer for _, tokenizer in loaded]
+    if any(each is None or each.fingerprint != tokenizers[0].fingerprint for each in tokenizers):
+        raise InputError("The models have different tokenizers, so their perplexities cannot be compared: "
+                         "take `--suite perplexity:FILE`, which counts bits per byte.")  # fmt: skip
+    context = min(model.config.context_length for model, _ in loaded)
+    texts = Texts(tokens=text_tokens(text, tokenizers[0], MEASURED), context=min(2048, context))
+    named = [(side.name, model) for side, (model, _) in zip(sides, loaded, strict=True)]
+    present(named, texts, out=None, json_lines=json_lines)
     return 0
 
 

@@ -183,3 +183,8 @@ def test_the_verb_writes_a_smaller_folder(tmp_path: Path, capsys: pytest.Capture
     shown = capsys.readouterr().out
     assert "became" in shown and "int4 gptq" in shown and "perplexity" in shown
     assert isinstance(load_model(tmp_path / "out")[0].get_submodule("layers.0.mlp.up_proj"), Int4Linear)
+    assert main(["compare", str(tmp_path / "model"), str(tmp_path / "out"), "--text", str(tmp_path / "text.txt")]) == 0
+    told = capsys.readouterr().out
+    assert "perplexity" in told and "tokens/s" in told and "became" in told
+    assert main(["compare", str(tmp_path / "model"), "--text", str(tmp_path / "text.txt"), "--suite", "mmlu"]) == 2
+    assert "two models" in capsys.readouterr().err

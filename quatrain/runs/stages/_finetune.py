@@ -7,13 +7,17 @@ examples with the assistant's tokens marked.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+from quatrain.alignment.teacher_answers import answered
 from quatrain.core.errors import InputError
 from quatrain.core.settings import Settings
 from quatrain.data.batches import TokenExample
 from quatrain.data.corpus import DataParts
 from quatrain.data.example_cache import cached_examples
+from quatrain.data.records import Messages
 from quatrain.evaluation.perplexity import examples_loss
+from quatrain.generation.params import SamplingParams
 from quatrain.models.transformer.stack import Model
 from quatrain.runs import multi_adapter, tasks
 from quatrain.runs.assess import assess, preview
@@ -21,7 +25,7 @@ from quatrain.runs.job import TrainingData, TrainingJob
 from quatrain.runs.learning import example_stream, learn, longest, training_job, with_dropout
 from quatrain.runs.material import generated_task, model_of, tokenizer_of
 from quatrain.runs.stage import StageContext, StageResult
-from quatrain.runs.stages.finetune import FinetuneStage
+from quatrain.runs.stages.finetune import FinetuneStage, TeacherAnswers
 from quatrain.runs.streaming import Make, streamed
 from quatrain.tasks.instructions import LEFT, Chat, ChatEncoder, Instructions, encode_chats
 from quatrain.tasks.task import source_task
@@ -127,16 +131,19 @@ def chat_examples(
     """The training chats with their notes, and those held out for validation; from the cache where it has them."""
     chats: list[Sequence[Chat]] = []
     source_notes: list[str] = []
+    taught = getattr(settings, "teacher", None) is not None and not context.fresh_model  # The preflight asks nobody.
 
     def encode(part: int) -> tuple[Sequence[TokenExample], list[str]]:
         if not chats:
             chats.extend(training_chats(settings, context, data, source_notes))
+            if taught:
+                chats[0] = with_answers(settings.teacher, chats[0], context)  # type: ignore[attr-defined]
         if part == 1 and not chats[1]:
             return [], []
         examples, notes = encode_chats(chats[part], tokenizer, limit)
         return examples, [*source_notes, *notes] if part == 0 else notes
 
-    marks = [None] if data.settings.generates else [fingerprint_of(data, part) for part in ("source", "dev")]
+    marks = [None] if data.settings.generates or taught else [fingerprint_of(data, part) for part in ("source", "dev")]
     if None in marks:
         learned, notes = encode(0)
         held_out, others = encode(1)
@@ -153,6 +160,31 @@ def chat_examples(
     learned, notes, _ = cached_examples(key | {"part": "learned"}, lambda: encode(0), (TokenExample,))
     held_out, others, _ = cached_examples(key | {"part": "held out"}, lambda: encode(1), (TokenExample,))
     return learned, _warned(notes, others, context), held_out
+
+
+def with_answers(teacher: TeacherAnswers, chats: Sequence[Chat], context: StageContext) -> list[Chat]:
+    """The chats that end with an assistant's message, with the teacher's answer in its place."""
+    ending = [(place, messages) for place, messages in chats if messages and messages[-1]["role"] == "assistant"]
+    params = SamplingParams(max_new_tokens=teacher.max_new_tokens, temperature=teacher.temperature, seed=context.seed)
+    with context.reporter.task("teacher", total=len(ending), unit="answer") as task:
+        answers = answered(
+            teacher.model,
+            [messages[:-1] for _, messages in ending],
+            context.stage_folder / "teacher-answers.jsonl",
+            params=params,
+            progress=lambda count: task.update(count),
+        )
+    return [
+        (place, _replaced(messages, answer))
+        for (place, messages), answer in zip(ending, answers, strict=True)
+        if answer.strip()
+    ]
+
+
+def _replaced(messages: list[dict[str, Any]], answer: str) -> list[dict[str, Any]]:
+    """The messages with another last one; their tools and documents stay."""
+    before, last = messages[:-1], {**messages[-1], "content": answer}
+    return before.of([*before, last]) if isinstance(before, Messages) else [*before, last]
 
 
 def _warned(notes: list[str], validation_notes: list[str], context: StageContext) -> list[str]:

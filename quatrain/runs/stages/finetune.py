@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from quatrain.adapters.settings import PROMPT_METHODS, AdapterSettings
-from quatrain.core.settings import Problem
+from quatrain.core.settings import Problem, Settings
 from quatrain.core.wording import format_value
 from quatrain.data.settings import DataSettings
 from quatrain.runs.settings import (
@@ -23,12 +23,20 @@ from quatrain.runs.stage import Lesson, Need, StageSpec, deferred
 from quatrain.training.settings import TaskSettings, TrainSettings
 
 
+class TeacherAnswers(Settings):
+    """A stronger model whose answers replace those of the chats (sequence-level distillation, Kim and Rush 2016)."""
+
+    model: str = Field(min_length=1, description="a model folder, a run or http://HOST/v1#NAME, with any tokenizer")
+    max_new_tokens: int = Field(default=256, ge=1)
+    temperature: float = Field(default=0.0, ge=0, le=10)
+
+
 class FinetuneStage(TaskSettings, StageSettings):
     """Finetunes the model so far; for tasks other than chats, fresh weights too. Without `adapter` every weight trains.
 
     `objective` and `labels` are those of `TaskSettings`. `mixture` has several sets of chats by name that are trained
     together over one frozen model: each has its own adapter, and a batch holds rows of all of them. The embedding,
-    which they share, is not trained.
+    which they share, is not trained. A `teacher` answers the training chats anew before the model learns them.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {**TaskSettings.renamed_keys, "tasks": "mixture"}
@@ -37,6 +45,7 @@ class FinetuneStage(TaskSettings, StageSettings):
     context: int | None = Field(default=None, ge=2)
     train: TrainSettings
     adapter: AdapterSettings | None = None
+    teacher: TeacherAnswers | None = None
     data: DataSettings | None = None
     mixture: dict[str, DataSettings] = Field(default={}, description="sets of chats, each with an adapter of its own")
     evaluate: bool = True
@@ -44,6 +53,7 @@ class FinetuneStage(TaskSettings, StageSettings):
     def conflicts(self) -> Iterator[Problem]:
         only = {
             "mixture": ("chat",),
+            "teacher": ("chat",),
             "labels": ("classify", "tag"),
             "stride": ("tag", "answer"),
             "source_prefix": ("seq2seq",),
@@ -91,6 +101,8 @@ class FinetuneStage(TaskSettings, StageSettings):
                 yield Problem(("mixture", name, "source"), "missing; name a file, a folder or a catalog name")
 
     def streaming_problems(self) -> Iterator[str]:
+        if self.teacher is not None:
+            yield "teacher: it answers the chats before the training; leave it out, or data.streaming"
         if self.objective in ("classify", "tag") and not self.labels:
             yield 'labels: none; a stream shows only at its end which there are: name them: labels = ["no", "yes"]'
 
