@@ -13,13 +13,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from quatrain.core.errors import InputError
 from quatrain.core.reading import depth_of, lone_surrogate
 from quatrain.generation.engine import Completion, Engine, Request, SamplingParams, TextChunk
 from quatrain.generation.runner import context_limit
-from quatrain.generation.text import find_stop
+from quatrain.generation.text import find_stop, special_token_id
 from quatrain.generation.turns import (
     THINK_START,
     Delta,
@@ -28,6 +29,7 @@ from quatrain.generation.turns import (
     call_format,
     forced_schema,
     prepared_messages,
+    turn_grammar,
 )
 from quatrain.serving.errors import ApiError
 from quatrain.serving.labels import Labelling
@@ -52,6 +54,8 @@ INTERNAL_VARIABLES = frozenset(
 )
 """Names that `chat_template_kwargs` cannot have: the arguments of a renderer."""
 
+CONSTRAINTS = ("json_schema", "regex", "grammar", "choice")
+"""Fields of SamplingParams that constrain the whole answer."""
 NO_SEARCH: dict[str, Any] = {
     **{"num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0.0, "num_return_sequences": 1, "penalty_alpha": 0.0},
     **{"guidance_scale": 1.0, "negative_prompt": None, "force_words": ()},
@@ -94,6 +98,12 @@ class ChatJob:
     """Further inputs of the chat template."""
     continue_final: bool = False
     """Whether the last message is the beginning of the answer."""
+
+    @property
+    def constrains_calls(self) -> bool:
+        """Whether every tool is `strict` and the model may choose: calls are then JSON that fits a tool's schema."""
+        strict = bool(self.tools) and all(tool["function"].get("strict") for tool in self.tools or ())
+        return strict and self.tool_choice == "auto" and not any(map(self.sampling.fields.get, CONSTRAINTS))
 
 
 @dataclass
@@ -163,12 +173,20 @@ class Service:
                 raise ApiError(400, f"tool_choice: no tool is named {name[:100]!r}.", param="tool_choice")
             job.sampling.fields["json_schema"] = forced_schema(job.tools, name)
 
+        strict = job.constrains_calls
+
         def prepare(engine: Engine, adapter: str | None) -> list[list[int]]:
+            form = call_format(_template_of(engine, adapter))
+            if strict and form is not None:
+                tokenizer: Any = engine.tokenizer_of(adapter)
+                grammar = turn_grammar(job.tools or (), form, lambda mark: special_token_id(tokenizer, mark))
+                job.sampling.fields["grammar"] = grammar
             return [rendered(job, engine, adapter)]
 
         async with self._run(job.model, prepare, job.sampling, 1, "messages") as run:
             engine, adapter = run.loaded.engine, run.adapter
-            run.parsers = [_parser(job, engine, adapter, run.prompt_ids[0]) for _ in range(job.sampling.n)]
+            parser = partial(_parser, job, engine, adapter, run.prompt_ids[0], strict=strict)
+            run.parsers = [parser() for _ in range(job.sampling.n)]
             run.one_call = job.one_call
             yield run
 
@@ -428,11 +446,13 @@ def _template_of(engine: Engine, adapter: str | None) -> str:
     return getattr(tokenizer, "chat_template", None) or ""
 
 
-def _parser(job: ChatJob, engine: Engine, adapter: str | None, prompt: Sequence[int]) -> TurnParser | ForcedParser:
+def _parser(
+    job: ChatJob, engine: Engine, adapter: str | None, prompt: Sequence[int], *, strict: bool = False
+) -> TurnParser | ForcedParser:
     if job.tools and job.tool_choice not in ("auto", "none"):
         return ForcedParser(None if job.tool_choice == "required" else job.tool_choice)
     template = _template_of(engine, adapter)
-    constrained = any(job.sampling.fields.get(name) for name in ("json_schema", "regex", "grammar", "choice"))
+    constrained = not strict and any(job.sampling.fields.get(name) for name in CONSTRAINTS)
     tokenizer: Any = engine.tokenizer_of(adapter)
     end = tokenizer.decode(prompt[-16:], skip_special_tokens=False).rstrip()
     reads_calls = bool(job.tools) and job.tool_choice == "auto" and not constrained

@@ -14,7 +14,9 @@ import torch
 from serving_setup import ASKED, TOOLS, TURN, WEATHER, running
 
 from quatrain.generation.engine import Engine, SamplingParams
+from quatrain.generation.turns import turn_grammar
 from quatrain.models.io import model_folder
+from quatrain.serving import conversation
 from quatrain.serving.server import Server
 from quatrain.tokenizers.tokenizer import Tokenizer
 
@@ -118,6 +120,27 @@ def test_a_forced_call_is_a_call(client: openai.OpenAI, choice: Any, stream: boo
     }
     name, arguments, finish = read_call(client, options, stream)
     assert name == "weather" and json.loads(arguments)["city"] in ("Oslo", "Rome") and finish == "tool_calls"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_strict_tools_constrain_the_calls_that_a_model_chooses(
+    client: openai.OpenAI, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wiring: which grammar is asked for, that the answer keeps to it, and that its calls are read."""
+    asked = []
+
+    def grammar(tools: Any, form: str, token_id: Any) -> str:
+        asked.append(form)
+        assert "weather" in turn_grammar(tools, form, token_id)
+        call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+        return f"start: {json.dumps(call)}"
+
+    monkeypatch.setattr(conversation, "turn_grammar", grammar)
+    strict = [{**TOOLS[0], "function": {**TOOLS[0]["function"], "strict": True}}]
+    options: dict[str, Any] = {"model": "tiny", "messages": ASKED, "max_tokens": 300}
+    assert read_call(client, options | {"tools": strict}, stream) == ("weather", '{"city": "Oslo"}', "tool_calls")
+    client.chat.completions.create(**options | {"tools": TOOLS[:1], "max_tokens": 2})
+    assert len(asked) == 1
 
 
 def read_call(client: openai.OpenAI, options: dict[str, Any], stream: bool) -> tuple[str, str, str]:
