@@ -42,13 +42,14 @@ QUICK = {
     "dpo.py": [],
     "recurrent.py": [],
     "classic.py": [],
+    "retrieval.py": [],
     "lm_eval_speed.py": [],
     "pipelines.py": [],
     "curate.py": [],
     "agents.py": [],
 }
 PEERLESS = {"quickstart.py", "passes.py", "predictions.py", "plan_memory.py", "serving.py", "serving_speed.py",
-            "preferences.py", "recurrent.py", "classic.py", "curate.py",
+            "preferences.py", "recurrent.py", "classic.py", "retrieval.py", "curate.py",
             "agents.py"}  # fmt: skip
 """Those that need no transformers."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,7 +45,16 @@ class DatabaseOptions:
     """The most rows to show of one answer."""
 
 
-KEEP_ALL, NO_DATABASE = MemoryOptions(), DatabaseOptions()
+@Parameter(name="*")
+@dataclass(frozen=True)
+class AskingOptions:
+    """The documents that the page /ask answers from."""
+
+    index: str | None = None
+    """An index, as quatrain index makes it: answers with citations at /ask, also without a model."""
+
+
+KEEP_ALL, NO_DATABASE, NO_INDEX = MemoryOptions(), DatabaseOptions(), AskingOptions()
 
 
 def serve(
@@ -58,6 +67,7 @@ def serve(
     loading: LoadingOptions = LOADING_DEFAULTS,
     memory: MemoryOptions = KEEP_ALL,
     database: DatabaseOptions = NO_DATABASE,
+    asking: AskingOptions = NO_INDEX,
 ) -> int:
     """Serve models to clients of OpenAI's, Anthropic's and Hugging Face's APIs, and a chat page.
 
@@ -92,10 +102,18 @@ def serve(
             opened = stack.enter_context(
                 open_database(database.db, rows=database.rows, size=ANSWER_BYTES, show_schema=database.schema)
             )
+        documents = None
+        if asking.index is not None:
+            from quatrain.retrieval.index import Index
+
+            documents = stack.enter_context(Index.open(asking.index))
         settings = _settings(host, port, key_file, allowed_host, memory)
+        settings = replace(settings, without_models=documents is not None)
         server = server_of(models, adapter, settings, loading)
-        server.service.database = opened
-        show(f"Serving {', '.join(server.service.registry.names)} at {server.address}  (Ctrl-C stops)")
+        server.service.database, server.service.index = opened, documents
+        names = ", ".join(server.service.registry.names)
+        page = "" if documents is None else f", {documents.folder} at {server.address}/ask"
+        show(f"Serving {names or 'no model'} at {server.address}{page}  (Ctrl-C stops)")
         server.run()
     return 0
 
@@ -130,7 +148,7 @@ def server_of(
         raise InputError(
             f"serving needs {error.name}, which is not installed. Install it with: pip install 'quatrain[serve]'"
         ) from error
-    if not models:
+    if not models and not settings.without_models:
         raise InputError("There is no model to serve: give one, such as `quatrain serve FOLDER`.")
     options = LoadOptions(**loading.checked(), prompt_lookup=loading.prompt_lookup)
     entries = entries_of(models, named_folders("--adapter", adapter), draft=loading.draft)

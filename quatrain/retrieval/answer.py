@@ -20,8 +20,8 @@ from quatrain.retrieval.evidence import Sentence, Weights, sentences_of
 from quatrain.retrieval.index import Hit, Index
 
 NOT_FOUND = "Not in the documents."
-THRESHOLD = 0.6
-"""The share of the question's weight that the best passage must cover."""
+THRESHOLD = 0.5
+"""The evidence that the best passage must give (`Weights.evidence`)."""
 QUOTED = 3
 """The most sentences of an extractive answer."""
 _HEADING = re.compile(r"\s*(#{1,6}\s|[-=*_|]{3,}|```)")
@@ -65,7 +65,7 @@ class Answer:
     sentences: tuple[AnswerSentence, ...] = ()
     hits: tuple[Hit, ...] = ()
     evidence: float = 0.0
-    """The share of the question's weight that the best passage covers."""
+    """How far the best passage speaks of what the question asks, from 0 to 1."""
     prompt: Any = None
     """What the model read: a text, or messages; None without a model."""
     completion: str | None = None
@@ -120,9 +120,20 @@ def citation(hit: Hit, start: int, end: int, index: Index) -> Citation:
 
 
 def evidence_of(weights: Weights, question: str, hits: Sequence[Hit]) -> float:
-    """The largest share of the question's content words, by weight, that one passage with its titles covers."""
-    wanted = weights.asked(question)
-    return max((weights.coverage(wanted, passage_text(hit)) for hit in hits), default=0.0)
+    """The most that one passage with its titles speaks of what a question asks, from 0 to 1."""
+    return max((weights.evidence(question, passage_text(hit)) for hit in hits), default=0.0)
+
+
+def turn_evidence(weights: Weights, searched: str, original: str, hits: Sequence[Hit]) -> float:
+    """The evidence for a question that may have been rewritten.
+
+    What was added to a follow-up cannot stand in for its own words: where the passages have next to none of these, the
+    evidence is that of the question as it was asked.
+    """
+    if searched == original or not weights.asked(original):
+        return evidence_of(weights, searched, hits)
+    own = evidence_of(weights, original, hits)
+    return own if own < THRESHOLD / 2 else max(own, evidence_of(weights, searched, hits))
 
 
 def passage_text(hit: Hit) -> str:
@@ -130,10 +141,15 @@ def passage_text(hit: Hit) -> str:
     return "\n".join(dict.fromkeys((hit.title, *hit.path, hit.text)))
 
 
-def extract(index: Index, question: str, hits: Sequence[Hit], *, threshold: float = THRESHOLD) -> Answer:
-    """The sentences of the hits that fit a question best, quoted verbatim."""
+def extract(
+    index: Index, question: str, hits: Sequence[Hit], *, threshold: float = THRESHOLD, original: str | None = None
+) -> Answer:
+    """The sentences of the hits that fit a question best, quoted verbatim.
+
+    `original` is the question before it was rewritten.
+    """
     weights = Weights(index)
-    evidence = evidence_of(weights, question, hits)
+    evidence = turn_evidence(weights, question, original or question, hits)
     if evidence < threshold:
         return Answer(question, question, False, hits=tuple(hits), evidence=evidence)
     chosen = chosen_sentences(weights, question, hits)

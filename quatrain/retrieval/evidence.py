@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from quatrain.retrieval.index import Hit, Index
@@ -21,7 +22,7 @@ _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _ASKING = frozenset(
     "what who whom whose which when where why how do does did is are was were can could should would will may might "
     "must have has had tell give show list name explain describe mean means say says please know find many much kind "
-    "kinds type types s".split()
+    "kinds type types s long often old far".split()
 )
 """Words that ask; they need not be in an answer."""
 
@@ -77,6 +78,20 @@ class Weights:
         total = sum(wanted.values())
         has = set(self.words(text))
         return sum(weight for word, weight in wanted.items() if word in has) / total if total else 0.0
+
+    def evidence(self, question: str, text: str) -> float:
+        """How far a text speaks of what a question asks, from 0 to 1.
+
+        The mean of the share of its content words, by weight, and of the share of their neighbouring pairs that are
+        neighbours in the text too: "factor I deficiency" has the words of "factor X deficiency", but not its pairs.
+        """
+        wanted = self.asked(question)
+        share, words = self.coverage(wanted, text), list(wanted)
+        pairs = set(pairwise(words))
+        if not pairs:
+            return share
+        has = self.words(text)
+        return (share + len(pairs & set(pairwise(has))) / len(pairs)) / 2
 
     def support(self, statement: str, source: str) -> float:
         """The share of a statement's words that a source has; 0 where it names a number that the source does not."""

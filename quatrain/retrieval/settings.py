@@ -12,7 +12,7 @@ from pydantic import Field
 
 from quatrain.core.atomic import write_json
 from quatrain.core.errors import InputError
-from quatrain.core.reading import exists, read_json, user_path
+from quatrain.core.reading import read_json, user_path
 from quatrain.core.settings import Listing, Problem, Settings, did_you_mean, parse
 from quatrain.retrieval.chunkers import ChunkSettings
 from quatrain.retrieval.readers import MARKER
@@ -75,6 +75,6 @@ def read_settings(folder: Path) -> tuple[IndexSettings, str]:
 def index_folder(name: str | Path) -> Path:
     """The folder of an index that a user names: a path, or a name in `indexes/`."""
     path = user_path(name, "the index")
-    if not exists(path) and len(path.parts) == 1 and exists(Path(INDEXES) / path):
-        return Path(INDEXES) / path
-    return path
+    named = Path(INDEXES) / path
+    is_name = len(path.parts) == 1 and not (path / MARKER).is_file() and (named / MARKER).is_file()
+    return named if is_name else path

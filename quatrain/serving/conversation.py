@@ -31,6 +31,7 @@ from quatrain.generation.turns import (
     prepared_messages,
     turn_grammar,
 )
+from quatrain.retrieval.index import Index
 from quatrain.serving.errors import ApiError
 from quatrain.serving.labels import Labelling
 from quatrain.serving.models import Loaded, ModelRegistry
@@ -151,6 +152,8 @@ class Service:
         self.is_stopping = False
         self.database: Database | None = None
         """The database that the page's questions are answered from."""
+        self.index: Index | None = None
+        """The index that the page `/ask` answers from."""
         self.labelling: Labelling | None = None
         """The session of the page `/label`."""
 

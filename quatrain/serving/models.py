@@ -33,7 +33,7 @@ from quatrain.serving.errors import ApiError, busy
 from quatrain.serving.metrics import Metrics
 from quatrain.serving.settings import ServerSettings
 from quatrain.serving.worker import Worker
-from quatrain.tasks.pipelines import Pipeline, Subject, pipeline
+from quatrain.tasks.pipelines import Pipeline, Subject, head_of, pipeline
 
 logger = logging.getLogger("quatrain.serving")
 
@@ -150,7 +150,7 @@ class ModelRegistry:
         self.settings, self.metrics, self.options = settings, metrics, options
         self.entries = {entry.name: entry for entry in entries}
         self.names: dict[str, tuple[ModelEntry, str | None]] = {entry.name: (entry, None) for entry in entries}
-        problems = [] if entries else ["no model: give at least one"]
+        problems = [] if entries or settings.without_models else ["no model: give at least one"]
         if len(self.entries) < len(entries):
             problems.append("two models have one name; rename a folder, or give a name with NAME=MODEL")
         for entry in entries:
@@ -167,13 +167,24 @@ class ModelRegistry:
 
     @property
     def default(self) -> str:
-        """The model of requests that name none."""
+        """The model of requests that name none. Raises ApiError where there is no model."""
+        if not self.entries:
+            raise ApiError(404, "This server has no model, only an index; ask it at /ask.", code="model_not_found")
         return next(iter(self.entries))
 
     @property
     def is_ready(self) -> bool:
         """Whether the server can answer: the first model was loaded once."""
-        return self.entries[self.default].used > 0
+        return not self.entries or self.entries[self.default].used > 0
+
+    def names_of_generators(self) -> list[str]:
+        """The models and adapters that write text, as far as their files tell."""
+        found = []
+        for name, (entry, _) in self.names.items():
+            with suppress(InputError):
+                if head_of(entry.resolved) in ("causal", "seq2seq"):
+                    found.append(name)
+        return found
 
     def find(self, name: str | None) -> tuple[ModelEntry, str | None]:
         """The model of a name and its adapter. Raises ApiError with near names."""
@@ -295,6 +306,8 @@ class ModelRegistry:
 
     async def load_first(self) -> None:
         """Loads the first model, before the first request."""
+        if not self.entries:
+            return
         try:
             async with self.use(None):
                 pass

@@ -29,6 +29,8 @@ class ServerSettings:
     """The key that every request but /health needs, as `Authorization: Bearer`, `x-api-key` or a Basic password."""
     allowed_hosts: tuple[str, ...] = ()
     """Names in the Host header that are answered, besides the own address and loopback."""
+    without_models: bool = False
+    """Whether the server may have no model, because it answers from an index."""
     max_body: int = 8 * 1024 * 1024
     """The most bytes of a request."""
     max_messages: int = 2048

@@ -33,8 +33,9 @@ def sections(document: IndexDocument) -> list[Span]:
     text, headings = document.text, document.headings
     borders = [0]
     for heading, before in zip(headings, [None, *headings], strict=False):
-        # Only a line, its own heading, lies between two headings: both head the same section.
-        alone = before is not None and text[before.start : heading.start].strip().count("\n") == 0
+        # Only the line of the first lies between two headings: both head the same section. A page has no such line.
+        line = "" if before is None else text[before.start : heading.start].strip()
+        alone = before is not None and "\n" not in line and before.title in line
         if not alone and heading.start > borders[-1]:
             borders.append(heading.start)
     return list(zip(borders, [*borders[1:], len(text)], strict=True))

@@ -559,7 +559,11 @@ const start = guarded(async () => {
   drawTheme();
   listen();
   draw();
-  const [models, controls, database] = await Promise.all([call("/v1/models"), call("/api/controls"), call("/api/database")]);
+  const [models, controls, database, index] = await Promise.all(
+    ["/v1/models", "/api/controls", "/api/database", "/api/index"].map((path) => call(path)),
+  );
+  byId("documents").hidden = !index.available;
+  if (index.available && !models.data.length) return location.replace("ask"); // Nothing to chat with.
   state.models = models.data;
   state.controls = controls;
   state.database = database.available;
