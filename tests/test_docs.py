@@ -37,7 +37,8 @@ def commands() -> list[tuple[str, list[str]]]:
     """Every `quatrain …` in the shell blocks of the guide, with its page."""
     shown = []
     for page in PAGES:
-        for line in "\n".join(blocks(page, "sh")).splitlines():
+        # A command may go on behind a backslash.
+        for line in "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines():
             match = re.search(r"(?:^|\| )(quatrain .*)", line)
             if match:
                 shown.append((page.name, shlex.split(match.group(1).split("|")[0], comments=True)))

@@ -27,9 +27,9 @@ from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.models.transformer.stack import Model
 from quatrain.tokenizers.tokenizer import Tokenizer
 
-TURNS = 3
+TURNS = 6
 """Runs of each model; the fastest counts."""
-NEW_TOKENS = 64
+NEW_TOKENS = 32
 """Tokens of a run."""
 SLOWER = 0.97
 """A result below this share of the speed before counts as slower: smaller differences are noise."""
