@@ -108,6 +108,8 @@ class Written:
     """The largest allowed change of a logit, as a share of the largest logit."""
     exact: bool = True
     """Whether the format keeps the weights, so that greedy ids must be equal."""
+    checks: list[Check] = field(default_factory=list)
+    """Comparisons that the exporter made itself."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,7 @@ def _write_and_prove(source: Source, chosen: Exporter, out: Path, settings: Expo
     try:
         written = chosen.write(source, staging, settings)
         checks = [check for runtime in written.runtimes() for check in compare(source, runtime, written)]
+        checks += written.checks
         if (wrong := failed(checks)) and not settings.force:
             raise QuatrainError(
                 f"The export to {chosen.name} does not compute what the model computes, and nothing is written. "

@@ -18,6 +18,7 @@ from quatrain.models.io.model_folder import config_of
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.planning import counts, scaling
 from quatrain.planning.bill import Cluster, Offer, bill, cheapest_clusters, pf_days, training_flops
+from quatrain.planning.block_widths import BLOCKS, undivided
 from quatrain.planning.facts import PublishedModel
 from quatrain.planning.formulas import Sizes, sizes_of
 from quatrain.planning.parallelism import (
@@ -146,6 +147,15 @@ def _with_sizes(section: Section, sizes: Sizes) -> Section:
     return section
 
 
+def _add_blocks(section: Section, config: ModelConfig) -> None:
+    """Whether the blocks of GGUF's formats divide the rows of the model."""
+    for block, formats in BLOCKS.items():
+        wrong = undivided(config, block)
+        named = ", ".join(f"{name} {width}" for name, width in wrong.items())
+        text = f"all rows fit {formats}" if not wrong else f"{named}: do not fit {formats}"
+        section.add(f"rows_undivided_by_{block}", wrong, f"GGUF blocks of {block} weights", text, "width / block")
+
+
 def inference_section(size: ModelSize) -> Section:
     """Bytes of the weights in each precision, and of the KV cache."""
     section = Section("inference")
@@ -154,6 +164,8 @@ def inference_section(size: ModelSize) -> Section:
     for name, count in weights.items():
         section.rows.append([f"weights in {name}", format_bytes(count), f"N x {counts.WEIGHT_BITS[name]} bits"])
     config = size.config
+    if config is not None:
+        _add_blocks(section, config)
     if size.sizes is not None and size.sizes.cache:
         cache = 2 * size.sizes.cache
         section.add(

@@ -19,6 +19,7 @@ from typing import Any
 from quatrain.adapters.apply import count_trainable_parameters
 from quatrain.core.atomic import write_text
 from quatrain.core.progress import Reporter, SilentReporter
+from quatrain.planning.block_widths import width_notes
 from quatrain.planning.machine import free_disk
 from quatrain.runs.contexts import stage_context
 from quatrain.runs.job import TrainingJob
@@ -149,7 +150,7 @@ def _stage(job: TrainingJob, context: StageContext) -> StagePreflight:
         context.name,
         getattr(settings, "objective", settings.kind),
         data,
-        [*job.notes, *ineffective_settings(job)],
+        [*job.notes, *ineffective_settings(job), *(width_notes(job.model.config) if job.model.is_planned else [])],
         (job.tokenizer.vocab_size, job.model.config.vocab_size),
         trained,
         total,

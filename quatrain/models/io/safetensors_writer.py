@@ -17,6 +17,7 @@ DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.int32: "I32",
+    torch.uint32: "U32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
     torch.int16: "I16",

@@ -1,0 +1,234 @@
+"""The targets beside GGUF: ONNX with a cache, Ollama's Modelfile, MLX's layout, plain folders; adapters; the verb."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import random_model
+
+from quatrain.adapters.apply import apply_adapter
+from quatrain.adapters.peft_files import save_adapter
+from quatrain.adapters.settings import AdapterSettings
+from quatrain.core.errors import InputError
+from quatrain.export import mlx, onnx
+from quatrain.export.exporter import ExportSettings, export, exporters
+from quatrain.export.go_template import TRIALS, turn_template
+from quatrain.loading.model import load_model
+from quatrain.models.families import get_family
+from quatrain.models.families.fresh import fresh_config
+from quatrain.models.io import model_folder
+from quatrain.tokenizers.gguf import SPLITS, closest_split, to_metadata
+from quatrain.tokenizers.samples import FIXTURES, random_texts
+from quatrain.tokenizers.tokenizer import Tokenizer
+
+TEXT = (
+    "The quick brown fox jumps over 13 lazy dogs. Don't PANIC: Café, naïve, 日本語! \n\n  def f(x): return x + 1\n" * 3
+)
+SIZES = {
+    "vocab_size": 400, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "head_dim": 16, "max_position_embeddings": 96, "eos_token_id": 0, "pad_token_id": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train([TEXT], vocab_size=400, chat_template="chatml")
+
+
+def make(place, tokenizer, family="llama", head="causal", changes=None, **sizes):
+    mapping = get_family(family)
+    config = fresh_config(family, SIZES | sizes, head=head)
+    config = mapping.from_hf(mapping.to_hf(config) | (changes or {}), head=head)
+    model_folder.save(random_model(config, scale=0.1), place)
+    tokenizer.save(place)
+    return place
+
+
+def test_the_targets_are_found_by_their_place():
+    assert sorted(exporters()) == ["gguf", "hf", "mlx", "ollama", "onnx"]
+
+
+@pytest.mark.parametrize(
+    ("family", "head", "changes"),
+    [
+        ("gemma2", "causal", {"sliding_window": 5}),
+        ("bert", "sequence_classification", {}),
+        ("t5", "seq2seq", {}),
+    ],
+)
+def test_onnx_computes_the_same_with_its_cache(family, head, changes, tokenizer, tmp_path):
+    """Logits to 1e-4 of the largest, and 16 greedy ids one step each."""
+    folder = make(tmp_path / "model", tokenizer, family, head, changes)
+    done = export(folder, "onnx", tmp_path / "out")
+    found = {check.name: check for check in done.checks}
+    assert all(check.ok for check in done.checks) and found["token ids"].result == "20 of 20 texts equal"
+    if head in ("causal", "seq2seq"):
+        assert found["greedy ids"].result == "16 of 16 equal"
+    else:
+        runtime = onnx.OnnxRuntime(done.out, load_model(folder)[0].config)
+        session = runtime._sessions["model"]
+        ids = np.array([[5, 6, 7, 1, 1], [8, 9, 10, 11, 12]])
+        mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+        whole = session.run(None, {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)})[0]
+        with torch.inference_mode():
+            ours = load_model(folder)[0](torch.tensor([[5, 6, 7]]))[0]
+        assert np.allclose(whole[0], ours[0].numpy(), atol=1e-5)
+
+
+def test_onnx_int8_is_smaller_and_close(tokenizer, tmp_path):
+    folder = make(tmp_path / "model", tokenizer)
+    whole = model_folder.load(folder).state_dict()
+    done = export(folder, "onnx", tmp_path / "out", ExportSettings(format="int8"))
+    floats = sum(tensor.nbytes for tensor in whole.values())
+    assert (done.out / "model.onnx").stat().st_size < 0.6 * floats and all(check.ok for check in done.checks)
+    assert not list(done.out.glob("float-*"))
+
+
+def test_onnx_refuses_what_changes_with_the_length(tokenizer, tmp_path):
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    folder = make(tmp_path / "model", tokenizer, changes={"rope_parameters": rope})
+    with pytest.raises(InputError, match="rope_scaling dynamic: its frequencies change with the length"):
+        export(folder, "onnx", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama-3", "gemma", "phi-3", "plain"])
+def test_the_go_template_equals_the_chat_template(name):
+    tokenizer = Tokenizer.train([TEXT], vocab_size=300, chat_template=name)
+    template = turn_template(tokenizer)
+    assert template is not None and template.source().count("{{ .Content }}") == 3
+    assert template.render(TRIALS[1]).count("Be brief.") == 1
+
+
+def test_a_chat_template_that_does_more_has_no_go_template(tokenizer):
+    """One that numbers its messages, and Alpaca, whose preamble a system message replaces: refused, not approximated."""
+    assert turn_template(Tokenizer.train([TEXT], vocab_size=300, chat_template="alpaca")) is None
+    changed = Tokenizer(tokenizer.backend, tokenizer.config)
+    changed.chat_template = "{% for m in messages %}{{ loop.index }}{{ m.content }}{% endfor %}"
+    assert turn_template(changed) is None
+
+
+def test_ollama_gets_a_modelfile(tokenizer, tmp_path):
+    folder = make(tmp_path / "model", tokenizer)
+    done = export(folder, "ollama", tmp_path / "out")
+    text = (done.out / "Modelfile").read_text()
+    assert text.startswith(f'FROM ./{done.files[0].name}\nTEMPLATE """') and "num_ctx 96" in text
+    assert 'PARAMETER stop "<|im_end|>"' in text and 'PARAMETER stop "<|endoftext|>"' in text
+    assert "<|im_start|>user\n{{ .Content }}<|im_end|>\n" in text and "generation" not in text
+    assert {check.runtime for check in done.checks} >= {"quatrain", "Modelfile"}
+
+
+def test_a_model_without_a_chat_template_continues_texts_in_ollama(tmp_path):
+    plain = Tokenizer.train([TEXT], vocab_size=400)
+    done = export(make(tmp_path / "model", plain), "ollama", tmp_path / "out")
+    assert 'TEMPLATE """{{ .Prompt }}"""' in (done.out / "Modelfile").read_text()
+
+
+@pytest.mark.parametrize("form", mlx.TOLERANCES)
+def test_mlx_holds_the_same_model(form, tokenizer, tmp_path):
+    done = export(make(tmp_path / "model", tokenizer), "mlx", tmp_path / "out", ExportSettings(format=form))
+    assert all(check.ok for check in done.checks)
+    config = json.loads((done.out / "config.json").read_text())
+    assert config.get("quantization", {}).get("bits") == mlx.BITS.get(form)
+
+
+@pytest.mark.parametrize(("bits", "limit"), [(4, 0.12), (8, 0.008)])
+def test_mlx_groups_are_restored(bits, limit):
+    """Within a step of each weight; zeros stay zero, and the edge of a group is exact up to float16."""
+    weight = torch.randn(8, 128, generator=torch.Generator().manual_seed(0))
+    weight[0] = 0
+    parts = mlx.quantized(weight, bits)
+    assert parts["weight"].dtype == torch.uint32 and parts["weight"].shape == (8, 128 * bits // 32)
+    restored = mlx.dequantized(parts["weight"], parts["scales"], parts["biases"], bits)
+    assert torch.equal(restored[0], weight[0])
+    assert float((restored - weight).norm() / weight.norm()) < limit
+    steps = parts["scales"].float().abs().repeat_interleave(64, dim=1)
+    assert ((restored - weight).abs() <= 1.01 * steps + 0.005).all()
+
+
+def test_an_adapter_is_merged_into_what_is_exported(tokenizer, tmp_path):
+    base = make(tmp_path / "base", tokenizer)
+    model = load_model(base)[0]
+    apply_adapter(model, AdapterSettings(method="lora", rank=2))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
+    save_adapter(model, tmp_path / "adapter", base_model=str(base))
+    done = export(tmp_path / "adapter", "gguf", tmp_path / "out", ExportSettings(format="F32"))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.inference_mode():
+        expected, found = model.eval()(ids)[0], load_model(done.out)[0](ids)[0]
+        assert torch.allclose(expected, found, atol=1e-4)
+        assert not torch.allclose(load_model(base)[0](ids)[0], found, atol=1e-2)
+
+
+def test_a_quantized_model_is_exported_as_float(tokenizer, tmp_path):
+    from quatrain.compression import methods
+
+    model = load_model(make(tmp_path / "base", tokenizer))[0]
+    methods.quantize(model, "int8")
+    model_folder.save(model, tmp_path / "small")
+    tokenizer.save(tmp_path / "small")
+    done = export(tmp_path / "small", "hf", tmp_path / "out")
+    assert "quantization_config" not in json.loads((done.out / "config.json").read_text())
+
+
+def test_ten_thousand_random_texts_have_the_same_ids(tmp_path):
+    """GPT-2's words with digits alone, which `quatrain` trains by default: exactly llama.cpp's rule smollm."""
+    tokenizer = Tokenizer.train([TEXT], vocab_size=400)
+    metadata = to_metadata(tokenizer, 400)
+    assert metadata.metadata["tokenizer.ggml.pre"] == "smollm" and not metadata.notes
+    from quatrain.core.gguf_file import write_gguf
+
+    with (tmp_path / "tokenizer.gguf").open("wb") as file:
+        write_gguf(file, {"general.architecture": "llama", **metadata.metadata}, [])
+    read = Tokenizer.load(tmp_path / "tokenizer.gguf")
+    texts = [*FIXTURES, *random_texts(10_000, seed=1)]
+    assert read.encode_batch(texts) == tokenizer.encode_batch(texts)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_other_kinds_of_tokenizers_are_read_back(kind, tmp_path):
+    tokenizer = Tokenizer.train(
+        [TEXT.lower() * 3], kind=kind, vocab_size=400, split_digits=False, lowercase=kind == "wordpiece"
+    )
+    from quatrain.core.gguf_file import write_gguf
+
+    metadata = to_metadata(tokenizer, tokenizer.vocab_size)
+    with (tmp_path / "tokenizer.gguf").open("wb") as file:
+        write_gguf(file, {"general.architecture": "bert", **metadata.metadata}, [])
+    read = Tokenizer.load(tmp_path / "tokenizer.gguf")
+    texts = ["the quick brown fox", "lazy dogs", "café"]
+    assert [read.encode(text) for text in texts] == [tokenizer.encode(text) for text in texts]
+
+
+@pytest.mark.parametrize("kind", ["word", "char"])
+def test_tokenizers_that_llama_cpp_does_not_have_are_refused(kind):
+    tokenizer = Tokenizer.train([TEXT], kind=kind, vocab_size=400)
+    with pytest.raises(InputError, match=r"a tokenizer of (whole words|single characters)"):
+        to_metadata(tokenizer, 1000)
+
+
+def test_a_rule_of_its_own_is_written_with_the_closest_and_said():
+    """The quickstart's tokenizer separates the space before a capital, which no rule of llama.cpp does."""
+    tokenizer = Tokenizer.train([TEXT], vocab_size=400, spaces="free")
+    name, differing, example = closest_split(json.loads(tokenizer.backend.to_str()))
+    assert name in SPLITS and 0 < differing < 200 and example
+    assert any("sample texts differ, such as" in note for note in to_metadata(tokenizer, 400).notes)
+
+
+def test_the_verb_prints_the_proof_and_refuses(tokenizer, tmp_path):
+    folder = make(tmp_path / "model", tokenizer)
+    words = [sys.executable, "-m", "quatrain", "export", str(folder), "--to"]
+    done = subprocess.run([*words, "gguf", "--json"], capture_output=True, text=True)
+    result = json.loads(done.stdout)
+    assert (
+        done.returncode == 0
+        and result["out"] == str(tmp_path / "model-gguf")
+        and all(c["ok"] for c in result["checks"])
+    )
+    again = subprocess.run([*words, "gguf"], capture_output=True, text=True)
+    assert again.returncode == 2 and "is not empty" in again.stderr
