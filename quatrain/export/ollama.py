@@ -44,8 +44,8 @@ def write(source: Source, out: Path, settings: ExportSettings) -> Written:
         notes.append("the model has no chat template: Ollama continues texts, as `quatrain generate` does")
     else:
         notes.append(
-            "the chat template does more than put texts around messages, so the Modelfile has none: Ollama uses the one "
-            "in the GGUF file if it knows it"
+            "the chat template does more than put texts around messages, so the Modelfile has none: Ollama takes that "
+            "of the GGUF file if it knows it"
         )
     return dataclasses.replace(
         written, files=[*written.files, out / MODELFILE], notes=notes, checks=[*written.checks, *checks]

@@ -93,9 +93,8 @@ def _embedded(stack: Stack, x: Tensor, positions: Tensor, token_types: Tensor | 
     elif config.position == "sinusoidal":
         x = x + sinusoidal_table(config.max_position_embeddings, config.hidden_size)[positions]
     if stack.embed_token_types is not None:
-        table: Tensor = stack.embed_token_types.weight
-        types = table[0] if token_types is None else stack.embed_token_types(token_types)
-        x = x + types
+        table: Any = stack.embed_token_types
+        x = x + (table.weight[0] if token_types is None else table(token_types))
     return x if stack.embedding_norm is None else stack.embedding_norm(x)
 
 
@@ -112,7 +111,8 @@ def _bias(stack: Stack, distance: Tensor) -> Tensor | None:
     if stack.relative_bias is None:
         return None
     buckets = relative_buckets(distance, config.relative_buckets, config.relative_max_distance, config.is_causal)
-    return stack.relative_bias(buckets).movedim(-1, -3)[None]
+    bias: Tensor = stack.relative_bias(buckets)
+    return bias.movedim(-1, -3)[None]
 
 
 def _rotary(config: ModelConfig, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -137,7 +137,8 @@ def _logits(model: Model, hidden: Tensor) -> Tensor:
     if model.lm_head is None:
         return hidden
     logits: Tensor = model.lm_head(hidden * model.config.logit_scale)
-    logits = logits if model.logits_bias is None else logits + model.logits_bias
+    fixed: Any = model.logits_bias
+    logits = logits if fixed is None else logits + fixed
     cap = model.config.logit_softcap
     return logits if cap is None else torch.tanh(logits / cap) * cap
 

@@ -1,7 +1,7 @@
 """Which rows of a model quantized formats cannot hold: their blocks of 32 or 256 weights must divide every row.
 
-llama.cpp's Q4_0 to Q8_0 have blocks of 32 weights, its K formats (Q2_K to Q6_K) of 256. A row that they do not divide is
-stored in a larger format. The widths are fixed when a model is created, so they are said before it is trained.
+llama.cpp's Q4_0 to Q8_0 have blocks of 32 weights, its K formats (Q2_K to Q6_K) of 256. A row that they do not divide
+is stored in a larger format. The widths are fixed when a model is created, so they are said before it is trained.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def test_the_go_template_equals_the_chat_template(name):
 
 
 def test_a_chat_template_that_does_more_has_no_go_template(tokenizer):
-    """One that numbers its messages, and Alpaca, whose preamble a system message replaces: refused, not approximated."""
+    """One that numbers its messages, and Alpaca, whose preamble a system message replaces: not approximated."""
     assert turn_template(Tokenizer.train([TEXT], vocab_size=300, chat_template="alpaca")) is None
     changed = Tokenizer(tokenizer.backend, tokenizer.config)
     changed.chat_template = "{% for m in messages %}{{ loop.index }}{{ m.content }}{% endfor %}"
