@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
@@ -330,7 +331,7 @@ def _outcomes(
     rate: list[float] = []  # FLOPs a second
     threads = max(1, _threads() // plan.processes)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(plan.processes, mp_context=context) as pool:
+    with ProcessPoolExecutor(plan.processes, mp_context=context) as pool, _stopping_children():
         running: dict[Future[Outcome], int] = {}
         while waiting or running:
             while waiting and len(running) < plan.processes:
@@ -347,6 +348,17 @@ def _outcomes(
                 if isinstance(outcome, Point) and outcome.seconds > 0:
                     rate.append(costs[number] / outcome.seconds)
                 yield number, outcome
+
+
+@contextmanager
+def _stopping_children() -> Iterator[None]:
+    """Where the sweep is stopped, the points that run are stopped too: they keep their checkpoints."""
+    try:
+        yield
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
 
 
 def _threads() -> int:

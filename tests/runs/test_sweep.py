@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import time
 from pathlib import Path
 
 import numpy as np
@@ -257,3 +259,14 @@ def test_limits_of_a_plan() -> None:
     with pytest.raises(InputError) as caught:
         SweepPlan("x", "r", (), (), Path("x"), minutes=0, processes=0)
     assert len(caught.value.problems) == 3
+
+
+def test_a_stopped_sweep_stops_its_processes() -> None:
+    from quatrain.runs.sweep import _stopping_children
+
+    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    child.start()
+    with pytest.raises(KeyboardInterrupt), _stopping_children():
+        raise KeyboardInterrupt
+    child.join(60)
+    assert child.exitcode not in (None, 0)
