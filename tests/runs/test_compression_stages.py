@@ -40,8 +40,8 @@ prompts = ["It was"]
 max_new_tokens = 4
 """
 LEARN = (
-    'train = { steps = 4, batch_tokens = 256, learning_rate = 0.01, optimizer = "muon", warmup_steps = 1, '
-    "checkpoint_every = 2 }"
+    'train = { steps = 2, batch_tokens = 256, learning_rate = 0.01, optimizer = "muon", warmup_steps = 1, '
+    "checkpoint_every = 1 }"
 )
 
 

@@ -270,7 +270,7 @@ def test_an_unknown_recipe_lists_the_shipped_ones_nearest_first(tmp_path: Path) 
     with pytest.raises(InputError) as caught:
         load("sherlok")
     assert "did you mean sherlock?" in str(caught.value)
-    assert "Shipped recipes: sherlock, activity, arithmetic-grpo, bert-pretrain" in str(caught.value)
+    assert "Shipped recipes: sherlock, activity, agent, arithmetic-grpo" in str(caught.value)
     with pytest.raises(InputError, match="no such file"):
         load(tmp_path / "none.toml")
     with pytest.raises(InputError, match="is a folder"):
