@@ -6,7 +6,7 @@ WikiText-2's validation text and is measured on the test text, beside modified K
 models' probabilities.
 
     python benchmarks/recurrent.py [--cells lstm gru] [--repeat 3] [--steps 60] [--rows 20] [--length 35]
-    python benchmarks/recurrent.py --wikitext FOLDER [--epochs 24]
+    python benchmarks/recurrent.py --wikitext FOLDER [--epochs 24] [--checkpoints FOLDER]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import gzip
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +128,18 @@ def speed(arguments: Any) -> dict[str, Any]:
     return found
 
 
-def wikitext(folder: Path, epochs: int) -> dict[str, Any]:
-    """Test perplexities of an LSTM, of n-grams and of both, learned from the validation text."""
+def wikitext(folder: Path, epochs: int, checkpoints: Path | None = None) -> dict[str, Any]:
+    """Test perplexities of an LSTM, of n-grams and of both, learned from the validation text.
+
+    A run that is stopped goes on from `checkpoints`; its seconds are those of the steps then, by the clock.
+    """
     import numpy as np
     import torch
 
     from quatrain.models.classic.ngram import NgramModel
     from quatrain.models.classic.recurrent import RecurrentLM, RecurrentLMConfig
+    from quatrain.models.io import model_folder
+    from quatrain.runs.learning import load_weights
     from quatrain.training.objectives import CarriedCausal
     from quatrain.training.sampled_loss import SampledSoftmax
     from quatrain.training.settings import TrainSettings
@@ -152,7 +158,7 @@ def wikitext(folder: Path, epochs: int) -> dict[str, Any]:
     steps = epochs * stream.batches
     settings = TrainSettings(
         steps=steps, batch_tokens=rows * length, schedule="linear", warmup_steps=100,
-        learning_rate=0.003, weight_decay=0.02, beta2=0.99, max_grad_norm=0.5, log_every=1,
+        learning_rate=0.003, weight_decay=0.02, beta2=0.99, max_grad_norm=0.5, log_every=1, checkpoint_every=400,
     )  # fmt: skip
     objective = CarriedCausal()
     objective.sampler = SampledSoftmax(np.bincount(learned, minlength=len(vocabulary)), 2000)
@@ -163,8 +169,9 @@ def wikitext(folder: Path, epochs: int) -> dict[str, Any]:
         if step % 200 == 0:
             print(f"  step {step:,}/{steps:,}, loss {metrics['loss']:.3f}, {spent:.0f} s", flush=True)
 
-    Trainer(model, objective, stream, settings, steps=steps, hooks=Hooks(progress=progress)).train()
-    seconds = time.process_time() - began
+    hooks = Hooks(progress=progress, save=partial(model_folder.save, model), load=partial(load_weights, model))
+    trained = Trainer(model, objective, stream, settings, steps=steps, hooks=hooks, folder=checkpoints).train()
+    seconds = trained.seconds if checkpoints else time.process_time() - began
     neural = token_log_probs(model, test)
     print(f"LSTM: perplexity {math.exp(-neural.mean()):.1f} after {seconds:.0f} s of processor time")
     found: dict[str, Any] = {"lstm": {"perplexity": math.exp(-neural.mean()), "seconds": seconds}}
@@ -212,11 +219,12 @@ def main() -> None:
     asked.add_argument("--length", type=int, default=35)
     asked.add_argument("--wikitext", type=Path, help="folder with valid.txt.gz and test.txt.gz")
     asked.add_argument("--epochs", type=int, default=24)
+    asked.add_argument("--checkpoints", type=Path, help="folder from which a stopped --wikitext goes on")
     arguments = asked.parse_args()
     if arguments.quick:
         arguments.repeat, arguments.steps, arguments.rows = 1, 3, 4
     if arguments.wikitext:
-        found = wikitext(arguments.wikitext, arguments.epochs)
+        found = wikitext(arguments.wikitext, arguments.epochs, arguments.checkpoints)
         ratio = found["ngram"]["perplexity"] / found["lstm"]["perplexity"]
         finish("recurrent", ratio, "perplexity of 5-grams over that of the LSTM", quick=False, wikitext=found)
         return
