@@ -128,7 +128,7 @@ def test_killed_curation_resumes_to_the_same_bytes(crawl: Path, tmp_path: Path) 
     run(load(str(path)), whole)
     script = tmp_path / "child.py"
     script.write_text(CHILD, encoding="utf-8")
-    for number, files in enumerate((6, 25, 60)):
+    for number, files in enumerate((10, 50)):
         child = subprocess.Popen(
             [sys.executable, str(script), str(path), str(killed), str(1 + number % 2)], start_new_session=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
