@@ -16,7 +16,7 @@ from quatrain.compression.ggml_blocks import ENCODERS, encode
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.gguf_file import FORMATS, GgufFile
 from quatrain.export.exporter import ExportSettings, export
-from quatrain.export.llama import is_installed
+from quatrain.export.llama import LlamaCpp, is_installed
 from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.loading.model import load_model
 from quatrain.models.families import get_family
@@ -304,3 +304,14 @@ def test_llama_cpp_computes_the_same(name, tokenizer, tmp_path):
     found = {check.name: check for check in done.checks if check.runtime == "llama.cpp"}
     assert found["greedy ids"].result == "16 of 16 equal" and found["logits"].ok and found["token ids"].ok
     assert all(FORMATS[entry.format] for entry in GgufFile(done.files[0]).tensors.values())
+
+
+@pytest.mark.skipif(not is_installed(), reason="llama-cpp-python is not installed (it builds for minutes)")
+def test_llama_cpp_answers_a_conversation_with_the_same_text(tokenizer, tmp_path):
+    """The Ollama form of a model: chat template, special tokens and stops of the file, by llama.cpp."""
+    folder = make(tmp_path / "model", tokenizer, "llama")
+    done = export(folder, "ollama", tmp_path / "out", ExportSettings(format="F16"))
+    messages = [{"role": "user", "content": "The quick brown fox"}]
+    ours = Engine.load(str(folder)).chat([messages], SamplingParams(max_new_tokens=12))[0].text
+    # A random model writes broken characters, which llama.cpp leaves out.
+    assert LlamaCpp(done.files[0], 64).answer(messages, 12).strip() == ours.replace("\ufffd", "").strip()

@@ -1,8 +1,6 @@
 """The targets beside GGUF: ONNX with a cache, Ollama's Modelfile, MLX's layout, plain folders; adapters; the verb."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from tiny_models import random_model
 from quatrain.adapters.apply import apply_adapter
 from quatrain.adapters.peft_files import save_adapter
 from quatrain.adapters.settings import AdapterSettings
+from quatrain.cli import main
 from quatrain.core.errors import InputError
 from quatrain.export import mlx, onnx
 from quatrain.export.exporter import ExportSettings, export, exporters
@@ -54,14 +53,13 @@ def test_the_targets_are_found_by_their_place():
 @pytest.mark.parametrize(
     ("family", "head", "changes"),
     [
-        ("gemma2", "causal", {"sliding_window": 5}),
         ("bert", "sequence_classification", {}),
         ("t5", "seq2seq", {}),
     ],
 )
 def test_onnx_computes_the_same_with_its_cache(family, head, changes, tokenizer, tmp_path):
     """Logits to 1e-4 of the largest, and 16 greedy ids one step each."""
-    folder = make(tmp_path / "model", tokenizer, family, head, changes)
+    folder = make(tmp_path / "model", tokenizer, family, head, changes, num_hidden_layers=1)
     done = export(folder, "onnx", tmp_path / "out")
     found = {check.name: check for check in done.checks}
     assert all(check.ok for check in done.checks) and found["token ids"].result == "20 of 20 texts equal"
@@ -78,13 +76,19 @@ def test_onnx_computes_the_same_with_its_cache(family, head, changes, tokenizer,
         assert np.allclose(whole[0], ours[0].numpy(), atol=1e-5)
 
 
-def test_onnx_int8_is_smaller_and_close(tokenizer, tmp_path):
-    folder = make(tmp_path / "model", tokenizer)
-    whole = model_folder.load(folder).state_dict()
-    done = export(folder, "onnx", tmp_path / "out", ExportSettings(format="int8"))
-    floats = sum(tensor.nbytes for tensor in whole.values())
-    assert (done.out / "model.onnx").stat().st_size < 0.6 * floats and all(check.ok for check in done.checks)
-    assert not list(done.out.glob("float-*"))
+def test_an_onnx_decoder_has_a_cache_and_its_int8_form_is_smaller_and_close(tokenizer, tmp_path):
+    """The proof reads the text in two steps; int8 weights are made of the written graph, as --format int8 does."""
+    folder = make(tmp_path / "model", tokenizer, "gemma2", changes={"sliding_window": 5, "query_pre_attn_scalar": 16})
+    done = export(folder, "onnx", tmp_path / "out")
+    found = {check.name: check for check in done.checks}
+    assert all(check.ok for check in done.checks) and found["greedy ids"].result == "16 of 16 equal"
+    config, ids = load_model(folder)[0].config, list(range(5, 25))
+    whole, file = onnx.OnnxRuntime(done.out, config).outputs(ids), done.out / "model.onnx"
+    before = file.stat().st_size
+    onnx._quantize(file)
+    small = onnx.OnnxRuntime(done.out, config).outputs(ids)
+    assert file.stat().st_size < 0.7 * before and not list(done.out.glob("float-*"))
+    assert 0 < float((small - whole).abs().max() / whole.abs().max()) < onnx.TOLERANCES["int8"]
 
 
 def test_onnx_refuses_what_changes_with_the_length(tokenizer, tmp_path):
@@ -220,15 +224,13 @@ def test_a_rule_of_its_own_is_written_with_the_closest_and_said():
     assert any("sample texts differ, such as" in note for note in to_metadata(tokenizer, 400).notes)
 
 
-def test_the_verb_prints_the_proof_and_refuses(tokenizer, tmp_path):
+def test_the_verb_prints_the_proof_and_refuses(tokenizer, tmp_path, capsys):
     folder = make(tmp_path / "model", tokenizer)
-    words = [sys.executable, "-m", "quatrain", "export", str(folder), "--to"]
-    done = subprocess.run([*words, "gguf", "--json"], capture_output=True, text=True)
-    result = json.loads(done.stdout)
-    assert (
-        done.returncode == 0
-        and result["out"] == str(tmp_path / "model-gguf")
-        and all(c["ok"] for c in result["checks"])
-    )
-    again = subprocess.run([*words, "gguf"], capture_output=True, text=True)
-    assert again.returncode == 2 and "is not empty" in again.stderr
+    words = ["export", str(folder), "--to", "gguf"]
+    assert main([*words, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["out"] == str(tmp_path / "model-gguf") and all(check["ok"] for check in result["checks"])
+    assert main(words) == 2 and "is not empty" in capsys.readouterr().err
+    assert main([*words, "--out", str(tmp_path / "again"), "--format", "Q4_K"]) == 0
+    shown = capsys.readouterr().out
+    assert "greedy ids" in shown and "do not divide: written in" in shown and "written  " in shown
