@@ -31,7 +31,7 @@ TYPES = {
 FALLBACK = {"Q6_K": "Q8_0", "Q5_K": "Q5_1", "Q4_K": "Q5_0", "Q3_K": "Q4_0", "Q2_K": "Q4_0"}
 """What a K format becomes where 256 does not divide a row, as in llama.cpp; where 32 does not either, F16."""
 TOLERANCES = {
-    "F32": 1e-5, "F16": 0.01, "BF16": 0.05, "Q8_0": 0.1, "Q6_K": 0.15, "Q5_K": 0.3, "Q5_1": 0.3, "Q5_0": 0.3,
+    "F32": 1e-5, "F16": 0.02, "BF16": 0.05, "Q8_0": 0.1, "Q6_K": 0.15, "Q5_K": 0.3, "Q5_1": 0.3, "Q5_0": 0.3,
     "Q4_K": 0.5, "Q4_1": 0.5, "Q4_0": 0.5, "Q3_K": 0.8, "Q2_K": 1.0,
 }  # fmt: skip
 """The largest allowed change of a logit, as a share of the largest: several times what these formats usually change."""
