@@ -114,7 +114,11 @@ def _outcome(stage: str, gate: Gate, result: Mapping[str, Any]) -> GateOutcome:
 
 
 def _shown(metric: str, value: float) -> str:
-    return f"{value:.3g}" if 0 < abs(value) < 0.01 else format_metric(metric, value)
+    if 0 < abs(value) < 0.01:
+        return f"{value:.3g}"
+    text = format_metric(metric, value)
+    whole = math.isfinite(value) and value == int(value)
+    return f"{value:,.0f}" if whole and not text.endswith("%") else text
 
 
 def _number(values: Mapping[str, Any], path: str) -> float | None:

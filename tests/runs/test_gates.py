@@ -48,7 +48,7 @@ def test_what_is_said() -> None:
         check(outcomes("03-finetune", gates, RESULT))
     first, second = caught.value.problems
     assert first == "new values: accuracy 61.0%, must be 20.0% better than the dumb baseline, 50.0%"
-    assert second == "validation_loss 2.500, must be at most 2.000" and caught.value.exit_code == 1
+    assert second == "validation_loss 2.500, must be at most 2" and caught.value.exit_code == 1
 
 
 def test_a_number_that_the_stage_does_not_have() -> None:

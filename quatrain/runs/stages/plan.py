@@ -29,7 +29,7 @@ def run(settings: PlanStage, context: StageContext) -> StageResult:
     from quatrain.planning import counts
     from quatrain.planning.energy import JOULES_PER_KWH, EnergyMeter, format_energy
     from quatrain.planning.formulas import classic_sizes
-    from quatrain.planning.machine import choose_device, matmul_flops_per_second
+    from quatrain.planning.machine import choose_device, fastest_precision, matmul_flops_per_second
     from quatrain.runs.costs import stage_costs, starting_config
 
     config, _ = starting_config(context.recipe)
@@ -37,7 +37,9 @@ def run(settings: PlanStage, context: StageContext) -> StageResult:
     parameters = counts.parameters(config) if planned else classic_sizes(config).parameters
     costs = stage_costs(context.recipe)
     flops = sum(stage.flops for stage in costs)
-    seconds = flops / (matmul_flops_per_second(torch.float32, choose_device()) * settings.utilization)
+    device = choose_device()
+    dtype: torch.dtype = getattr(torch, fastest_precision(device.type))
+    seconds = flops / (matmul_flops_per_second(dtype, device) * settings.utilization)
     watts = EnergyMeter(context.recipe.energy).core_watts * torch.get_num_threads()
     result = StageResult()
     result.extra = {
