@@ -220,3 +220,11 @@ def weight_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and persistent buffers; tied ones count once."""
     tensors = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict(keep_vars=True).values()}
     return sum(tensors.values())
+
+
+def weight_count(model: nn.Module) -> int:
+    """Parameters of a model, those of quantized matrices included, whatever bits hold them; tied ones count once."""
+    layers = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]
+    return sum(each.numel() for each in model.parameters()) + sum(
+        each.in_features * each.out_features for each in layers
+    )

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quatrain.compression.layer import QuantizedLinear
-from quatrain.compression.methods import weight_bytes
+from quatrain.compression.methods import weight_bytes, weight_count
 from quatrain.compression.pruning.unstructured import sparsity_of
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_bytes
@@ -59,14 +58,6 @@ class Footprint:
         speed = "" if self.tokens_per_second is None else f"{self.tokens_per_second:,.0f}"
         zeros = f"{self.zeros:.0%}" if self.zeros >= 0.005 else ""
         return self.name, f"{self.parameters:,}", zeros, format_bytes(self.bytes), perplexity, speed
-
-
-def weight_count(model: Model) -> int:
-    """The weights that the model's matrices stand for, whatever bits hold them."""
-    quantized = sum(
-        layer.in_features * layer.out_features for layer in model.modules() if isinstance(layer, QuantizedLinear)
-    )
-    return model.num_parameters() + quantized
 
 
 def footprint(name: str, model: Model, tokens: np.ndarray | None = None, *, context: int | None = None) -> Footprint:

@@ -127,6 +127,8 @@ def test_preferences_move_the_model_and_are_read_as_they_are_written(road: Run) 
 def test_the_quantized_model_is_smaller_and_is_the_runs_model(road: Run) -> None:
     assert result(road, "05-quantize")["model_bytes"] < result(road, "04-dpo")["model_bytes"]
     assert result(road, "05-quantize")["trainable_parameters"] == 0
+    # Those in few bits count too.
+    assert result(road, "06-evaluate")["parameters"] == result(road, "05-quantize")["parameters"]
     config = json.loads((road.folder / "model" / "config.json").read_text())
     assert config["quantization_config"]["format"] == "pack-quantized"
     outputs = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from quatrain.compression.methods import weight_count
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_metric
 from quatrain.evaluation.evaluate import spread
@@ -25,7 +26,7 @@ SHOWN = 8
 def run(settings: PromptingStage, context: StageContext) -> StageResult:
     """Scores the prompts; writes each with its scores into `prompts/`, and no model."""
     model, named = opened(context)
-    result = StageResult(parameters=model.model.num_parameters() if isinstance(model, Engine) else None)
+    result = StageResult(parameters=weight_count(model.model) if isinstance(model, Engine) else None)
     limit = context.recipe.evaluate.examples
     with opened_task(settings, context) as task:
         sets = {name: usable(task, examples)[:limit] for name, examples in task.held_out.items()}

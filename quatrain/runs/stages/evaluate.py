@@ -23,12 +23,13 @@ class EvaluateStage(StageSettings):
 
 def run(settings: EvaluateStage, context: StageContext) -> StageResult:
     """Scores and samples; writes no model."""
+    from quatrain.compression.methods import weight_count
     from quatrain.runs import tasks
     from quatrain.runs.assess import assess
     from quatrain.runs.material import model_of, tokenizer_of
 
     model, tokenizer = model_of(context), tokenizer_of(context)
-    result = StageResult(parameters=model.num_parameters())
+    result = StageResult(parameters=weight_count(model))
     task = task_of(settings, context, model, tokenizer)
     if task is None:
         assess(settings, context, model, tokenizer, result)
