@@ -241,6 +241,8 @@ class _Run:
         step = self.agent.style.read(turn)
         if turn.cut and not step.calls:
             step = Step(fault="Your turn was cut at its limit of tokens. Be shorter.")
+        elif not (step.calls or step.fault or (step.answer or "").strip()):
+            step = Step(fault="Your turn was empty. Call a tool, or answer.")
         self.conversation.messages.append(self.agent.style.said(turn, step))
         if step.fault:
             self.faults += 1

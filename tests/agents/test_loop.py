@@ -25,6 +25,13 @@ def test_a_call_runs_and_its_result_is_read():
     assert (outcome.usage.steps, outcome.usage.calls, outcome.usage.tokens) == (2, 1, 30)
 
 
+def test_an_empty_turn_is_no_answer():
+    outcome = Agent(Scripted(" \n", "It is 391."), [calculator]).run("What is 17 * 23?")
+    assert (outcome.answer, outcome.stop) == ("It is 391.", "answer")
+    outcome = Agent(Scripted(*[""] * 9), [calculator]).run("What is 17 * 23?")
+    assert outcome.stop == "no_answer"
+
+
 def test_a_call_that_is_repeated_six_times_is_stopped_at_the_third():
     ran = []
 
