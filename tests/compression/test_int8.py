@@ -179,7 +179,7 @@ def test_other_quantizations_are_refused_by_name(tmp_path):
     config = model_folder.read_config(tmp_path)
     wanted = config["quantization_config"]
     for change, part in [
-        ({"quant_method": "gptq"}, "gptq"),
+        ({"quant_method": "hqq"}, "hqq"),
         ({"format": "marlin-24"}, "marlin-24"),
         (
             {"config_groups": {"g": {"targets": ["Linear"], "weights": {"num_bits": 4, "strategy": "group"}}}},

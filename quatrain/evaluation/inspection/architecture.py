@@ -146,7 +146,8 @@ class _Reader:
             own_dtype = beside or name in FIXED or not tensor.is_floating_point()
             dtype = str(tensor.dtype).removeprefix("torch.") if own_dtype else self.dtype
             packed = module if isinstance(module, QuantizedLinear) and name == "weight" else None
-            dtypes |= set() if beside else {dtype if packed is None else packed.method}
+            if packed is not None or not beside:
+                dtypes.add(dtype if packed is None else packed.method)
             if first != where:
                 tied = first
                 continue

@@ -117,8 +117,10 @@ class Subject:
 
     @cached_property
     def dtype(self) -> str:
-        """The dtype of most weights in the files; without files, the dtype in config.json."""
-        floats = Counter(dict(self.weights.dtypes))
+        """The dtype of most weights in the files; without files, the dtype in config.json. Numbers of 8 bits are how
+        quantized layers are stored, no dtype of a model.
+        """
+        floats = Counter({name: count for name, count in self.weights.dtypes if not name.startswith("float8")})
         if floats:
             return floats.most_common(1)[0][0]
         declared = self.raw_config.get("dtype") or self.raw_config.get("torch_dtype")

@@ -10,7 +10,6 @@ from pydantic import Field
 from quatrain.core.reading import exists
 from quatrain.core.settings import Listing, Problem, Settings, did_you_mean
 from quatrain.retrieval.chunkers import ChunkSettings
-from quatrain.retrieval.retrievers import RETRIEVERS
 from quatrain.runs.settings import RecipeSettings, StageSettings
 from quatrain.runs.stage import StageContext, StageSpec, deferred
 
@@ -23,6 +22,8 @@ class ComparedSettings(Settings):
     rerank: str | None = Field(default=None, min_length=1)
 
     def conflicts(self) -> Iterator[Problem]:
+        from quatrain.retrieval.retrievers import RETRIEVERS  # NumPy, which a recipe without retrieval does not need
+
         if self.retriever not in RETRIEVERS:
             near = did_you_mean(self.retriever, list(RETRIEVERS))
             yield Problem(("retriever",), f"{self.retriever!r}; must be one of {', '.join(RETRIEVERS)}{near}")
