@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from quatrain.models.kernels import code_cache
+
 # Before torch or tokenizers are imported: tests run side by side, a thread for each worker is what there is.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -24,6 +26,9 @@ if not os.environ.get("QUATRAIN_CACHE"):
 if os.environ.get("QUATRAIN_DATA"):
     os.environ["QUATRAIN_DATA"] = str(Path(os.environ["QUATRAIN_DATA"]).resolve())
 
+
+# Small models decode in PyTorch, whatever an earlier test has compiled: as fast and with the same bits every time.
+code_cache.is_compiled = lambda: False
 
 LONGEST = {"test_benchmarks.py", "test_shipped_recipes.py", "test_readme.py", "test_parallel.py", "test_fuzz.py"}
 """Files of minutes."""

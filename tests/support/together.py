@@ -6,6 +6,7 @@ A case: name, mode, stop (kill here), kind (a model and what it learns), rows (o
 adapter), and changes of the settings. Alone it trains as one process.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -64,9 +65,13 @@ class Measured(Causal):
         return found
 
 
-def held_bytes(trainer):
+@contextlib.contextmanager
+def held_bytes(wanted=True):
     """Bytes of weights, gradients and optimizer states that this process holds when the optimizer steps."""
     held = {}
+    if not wanted:
+        yield held
+        return
 
     def note(optimizer, *_):
         weights = [each for group in optimizer.param_groups for each in group["params"]]
@@ -76,8 +81,11 @@ def held_bytes(trainer):
         ):  # fmt: skip
             held[name] = sum(local_shard(each).nbytes for each in tensors)
 
-    register_optimizer_step_pre_hook(note)
-    return held
+    hook = register_optimizer_step_pre_hook(note)
+    try:
+        yield held
+    finally:
+        hook.remove()  # it is one of all optimizers of this process
 
 
 class Spare(nn.Linear):
@@ -142,11 +150,11 @@ def train(case, folder):
             step()
 
         trainer.step = ending
-    held = held_bytes(trainer) if case.get("kind") == "bytes" else {}
-    try:
-        result = trainer.train()
-    except Stopped:
-        return None, {}
+    with held_bytes(case.get("kind") == "bytes") as held:
+        try:
+            result = trainer.train()
+        except Stopped:
+            return None, {}
     about = {
         "losses": [entry["loss"] for entry in logged if "loss" in entry],
         "norms": [entry["grad_norm"] for entry in logged if "loss" in entry],

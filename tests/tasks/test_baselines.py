@@ -117,7 +117,7 @@ def test_generated_sql_answers_with_the_commonest_statement(tmp_path: Path):
     from quatrain.data.settings import DataSettings
     from quatrain.evaluation.evaluate import judge
 
-    assert [spec.name for spec in specs()] == ["arithmetic", "sql"]
+    assert [spec.name for spec in specs()] == ["arithmetic", "calculation", "sql"]
     task = generated(DataSettings(database="shop", examples=60), GenerateSettings(tmp_path, held_out=6))
     assert task is not None and generated(DataSettings(source="the-verdict"), GenerateSettings(tmp_path)) is None
     with task:

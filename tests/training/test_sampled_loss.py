@@ -14,7 +14,6 @@ SIZE = 60
 
 def setup():
     model = RecurrentLM(RecurrentLMConfig(vocab_size=SIZE, hidden_size=12)).initialize(0)
-    model.embed_tokens.weight.data.mul_(8)
     generator = torch.Generator().manual_seed(0)
     ids, labels = (torch.randint(0, SIZE, (4, 20), generator=generator) for _ in range(2))
     labels[0, :5] = -100
