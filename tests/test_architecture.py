@@ -272,7 +272,9 @@ def test_extras_are_declared_once_something_imports_them():
             name = re.match(r"[\w-]+", requirement).group()
             name = IMPORTED_AS.get(name, name.replace("-", "_"))
             use = rf"(?:import|from) {name}\b|\"{name}(?:\.\w+)*\""
-            if name not in {"protobuf", "lxml_html_clean"} and not re.search(use, benchmarks if extra == "hf" else package):
+            if name not in {"protobuf", "lxml_html_clean"} and not re.search(
+                use, benchmarks if extra == "hf" else package
+            ):
                 idle.append(f"{extra}: {requirement}")
     assert not idle, idle
 
