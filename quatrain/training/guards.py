@@ -89,7 +89,9 @@ def where_from(
         with _first_wrong(model) as bad_modules, torch.no_grad():
             again(batches[bad])
         return f"{place} first gives NaN or inf in {bad_modules[0]}." if bad_modules else f"{place} gives NaN or inf."
-    wrong = [name for name, master in masters.items() if master.grad is not None and not _finite(master.grad)]
+    wrong = [
+        name for name, master in masters.items() if master.grad is not None and not _finite(dense_part(master.grad))
+    ]
     return f" The loss is finite; these gradients contain NaN or inf: {format_names(wrong, 5)}." if wrong else ""
 
 

@@ -14,7 +14,7 @@ from quatrain.core.settings import parse
 from quatrain.models.transformer.stack import Model
 from quatrain.planning.training_memory import step_activations
 from quatrain.training import memory
-from quatrain.training.guards import ENOUGH, MOST_SKIPPED, Guard
+from quatrain.training.guards import ENOUGH, MOST_SKIPPED, Guard, where_from
 from quatrain.training.objectives import Causal
 from quatrain.training.settings import TrainSettings
 from quatrain.training.trainer import Hooks, Trainer
@@ -262,3 +262,11 @@ def test_settings_that_cannot_work_are_refused():
         parse(TrainSettings, {"steps": 100, "loss_spike_factor": 0.5, "patience": 2, "on_bad_step": "wait"})
     text = str(caught.value)
     assert "loss_spike_factor: 0.5" in text and "evaluate_every: 0" in text and "on_bad_step" in text
+
+
+def test_sparse_gradients_that_are_not_finite_are_named():
+    model = torch.nn.Embedding(4, 2, sparse=True)
+    (model(torch.tensor([1, 1])).sum() * math.inf).backward()
+    model.weight.grad = model.weight.grad.coalesce()
+    found = where_from(model, dict(model.named_parameters()), [None], [1.0], lambda batch: None)
+    assert found == " The loss is finite; these gradients contain NaN or inf: weight."
