@@ -56,6 +56,14 @@ def check_out(out: Path | None) -> list[str]:
     return []
 
 
+def check_texts(needs: Sequence[str], calibrate: str | None, text: str | None, samples: int) -> list[str]:
+    """The problems of the texts that a request reads; `needs` names what reads them."""
+    problems = [] if samples >= 1 else [f"--samples {samples}: must be at least 1"]
+    if needs and calibrate is None and text is None:
+        problems.append(f"--calibrate: missing; {needs[0]} reads a text, such as --calibrate my.txt")
+    return problems
+
+
 def write(model: Model, tokenizer: Any, out: Path) -> None:
     """Writes a model folder with its tokenizer."""
     from quatrain.models.io import model_folder

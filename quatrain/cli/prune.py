@@ -57,7 +57,7 @@ def prune(
     json_lines
         Write one JSON object, for programs.
     """
-    from quatrain.cli.compressing import Texts, check_out, present, write
+    from quatrain.cli.compressing import Texts, check_out, check_texts, present, write
     from quatrain.core.errors import InputError
     from quatrain.loading.model import load_model
 
@@ -70,11 +70,8 @@ def prune(
     asked = _asked(names, sparsity, pattern)
     if out is not None and not removes and len(asked) > 1:
         problems.append(f"--out {out}: {len(asked)} results; name one method and one sparsity")
-    if samples < 1:
-        problems.append(f"--samples {samples}: must be at least 1")
     needs = [name for name, _, reads in asked if reads] if not removes else ["removing parts"]
-    if needs and calibrate is None and text is None:
-        problems.append(f"--calibrate: missing; {needs[0]} reads a text, such as --calibrate my.txt")
+    problems += check_texts(needs, calibrate, text, samples)
     if problems:
         raise InputError("Nothing is pruned:", problems)
     before, tokenizer = load_model(model)

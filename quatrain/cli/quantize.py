@@ -48,7 +48,7 @@ def quantize(
     json_lines
         Write one JSON object, for programs.
     """
-    from quatrain.cli.compressing import Texts, check_out, present, write
+    from quatrain.cli.compressing import Texts, check_out, check_texts, present, write
     from quatrain.compression import methods
     from quatrain.compression.int4 import Int4Linear
     from quatrain.core.errors import InputError
@@ -60,15 +60,12 @@ def quantize(
         problems += methods.problems(name, how)
     if out is not None and len(asked) > 1:
         problems.append(f"--out {out}: {len(asked)} results; name one method and one calibration")
-    if samples < 1:
-        problems.append(f"--samples {samples}: must be at least 1")
     if group is not None and any(name != "int4" for name, _ in asked):
         problems.append(f"--group {group}: only int4 reads it; leave it out")
     if layout != "compressed-tensors" and any(name != "int4" for name, _ in asked):
         problems.append(f"--layout {layout}: only int4 has it; leave it out")
     needs = [how for _, how in asked if how != "nearest"]
-    if needs and calibrate is None and text is None:
-        problems.append(f"--calibrate: missing; {needs[0]} reads a text, such as --calibrate my.txt")
+    problems += check_texts(needs, calibrate, text, samples)
     if problems:
         raise InputError("Nothing is quantized:", list(dict.fromkeys(problems)))
     before, tokenizer = load_model(model)

@@ -49,13 +49,9 @@ def bm25_rankings(documents: Mapping[str, str], questions: Sequence[str], depth:
     Lucene's form, k1 1.5, b 0.75, without English stop words. Robertson & Zaragoza 2009; bm25s, Lù 2024 (arXiv
     2407.03618). Raises InputError where bm25s is not installed.
     """
-    try:
-        import bm25s
-    except ImportError as error:
-        raise InputError(
-            "BM25 needs bm25s, which is not installed. Install it with: pip install 'quatrain[rag]'"
-        ) from error
-    names = list(documents)
+    from quatrain.retrieval.words import import_bm25s
+
+    bm25s, names = import_bm25s(), list(documents)
     index = bm25s.BM25()
     index.index(bm25s.tokenize(list(documents.values()), stopwords="en", show_progress=False), show_progress=False)
     asked = bm25s.tokenize(list(questions), stopwords="en", return_ids=False, show_progress=False)

@@ -130,17 +130,22 @@ def hashed(texts: Iterable[Sequence[str]], buckets: int) -> list[list[int]]:
     return [[zlib.crc32(word.encode()) % buckets for word in text] for text in texts]
 
 
-def lsa(matrix: Any, dimensions: int, *, seed: int = 0) -> tuple[Array, Array]:
-    """Latent semantic analysis: the truncated singular value decomposition of a matrix (D, V).
-
-    Returns the documents' vectors (D, K) and the directions (K, V): `matrix @ directions.T` are the vectors.
-    """
+def check_lsa() -> None:
+    """Raises InputError where scikit-learn, which `lsa` needs, is not installed."""
     from importlib.util import find_spec
 
     if find_spec("sklearn") is None:
         raise InputError(
             "LSA needs scikit-learn, which is not installed. Install it with: pip install 'quatrain[classic]'"
         )
+
+
+def lsa(matrix: Any, dimensions: int, *, seed: int = 0) -> tuple[Array, Array]:
+    """Latent semantic analysis: the truncated singular value decomposition of a matrix (D, V).
+
+    Returns the documents' vectors (D, K) and the directions (K, V): `matrix @ directions.T` are the vectors.
+    """
+    check_lsa()
     from sklearn.decomposition import TruncatedSVD
 
     most = min(matrix.shape) - 1

@@ -16,7 +16,15 @@ import numpy as np
 from quatrain.core.atomic import atomic_write
 from quatrain.core.errors import InputError
 from quatrain.core.reading import parse_json
-from quatrain.models.text_vectors import Vocabulary, count_matrix, entropy_weights, log_counts, lsa, normalized
+from quatrain.models.text_vectors import (
+    Vocabulary,
+    check_lsa,
+    count_matrix,
+    entropy_weights,
+    log_counts,
+    lsa,
+    normalized,
+)
 from quatrain.retrieval.encoders import unit
 from quatrain.retrieval.stores import Vectors
 from quatrain.retrieval.words import Analyzer
@@ -109,9 +117,4 @@ class LsaEncoder:
 
 def check() -> None:
     """Raises InputError where scikit-learn is missing, before anything is read."""
-    from importlib.util import find_spec
-
-    if find_spec("sklearn") is None:
-        raise InputError(
-            "LSA needs scikit-learn, which is not installed. Install it with: pip install 'quatrain[classic]'"
-        )
+    check_lsa()
