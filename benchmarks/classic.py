@@ -3,9 +3,11 @@
 n-grams: the nats or perplexity of modified Kneser-Ney on three texts, with the seconds of counting, and NLTK's
 interpolated Kneser-Ney on the beginning of one. Classifiers: accuracy on SST-2 and the seconds of fitting. With
 `--vectors`, skip-gram on 24 novels, ours on the trainer and gensim's; scores on WordSim, SimLex and analogies. With
-`--large` so many copies of the novels, each with words of its own, are counted: seconds and peak memory.
+`--sentences`, the vectors of sentences that the mean, SIF, Doc2Vec and Sent2Vec give, by the accuracy of a linear
+classifier of them. With `--large` so many copies of the novels, each with words of its own, are counted: seconds and
+peak memory.
 
-    python benchmarks/classic.py [--vectors] [--large 4] [--data FOLDER]
+    python benchmarks/classic.py [--vectors] [--sentences] [--large 4] [--data FOLDER]
 """
 
 from __future__ import annotations
@@ -23,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from common import finish, parser, require
 
 from quatrain.models.classic.bag_of_words import BagOfWords
 from quatrain.models.classic.ngram import NgramModel
 from quatrain.models.classic.word_vectors import WordVectorModel, WordVectorsConfig
 from quatrain.models.word_vectors import WordVectors, gensim_model, of_gensim
-from quatrain.training.objectives.word_vectors import SkipGram, subsampled
+from quatrain.training.objectives.word_vectors import Sent2Vec, SkipGram, sentence_rows, subsampled, thinned
 from quatrain.training.settings import TrainSettings
 from quatrain.training.streams import TextRowStream
 from quatrain.training.trainer import Trainer
@@ -119,13 +122,7 @@ def classifiers(data: Path | None) -> dict[str, Any]:
     from sklearn.linear_model import LogisticRegression
     from sklearn.naive_bayes import MultinomialNB
 
-    def rows(part: str) -> tuple[list[str], list[int]]:
-        if data is None:
-            return ["good fine film", "bad dull film"] * 20, [1, 0] * 20
-        cells = [line.split("\t") for line in read(data / f"sentiment/sst2/{part}.tsv").splitlines()]
-        return [cell[0] for cell in cells], [int(cell[1]) for cell in cells]
-
-    (learned, labels), (asked, right) = rows("train"), rows("test")
+    (learned, labels), (asked, right) = (sst2(data, part) for part in ("train", "test"))
     found: dict[str, Any] = {}
     settings: dict[str, Any] = {
         "naive_bayes": {"ngrams": 2, "weighting": "counts"},
@@ -152,6 +149,80 @@ def classifiers(data: Path | None) -> dict[str, Any]:
         scores = matrix @ model.weight.double().numpy().T + model.bias.double().numpy()
         accuracy = float((scores.argmax(axis=1) == np.array(right)).mean())
         found[name]["quatrain"] = {"accuracy": accuracy, "seconds": time.process_time() - began}
+    return found
+
+
+def sst2(data: Path | None, part: str) -> tuple[list[str], list[int]]:
+    """The sentences of a part of SST-2 and their labels."""
+    if data is None:
+        return ["a good fine film", "a bad dull film"] * 20, [1, 0] * 20
+    cells = [line.split("\t") for line in read(data / f"sentiment/sst2/{part}.tsv").splitlines()]
+    return [cell[0] for cell in cells], [int(cell[1]) for cell in cells]
+
+
+def sentence_vectors(data: Path | None, epochs: int, rate: float) -> dict[str, Any]:
+    """Vectors of SST-2's sentences, 100 wide, learned from film reviews and its training sentences without labels; each
+    is measured by logistic regression on them. Seconds of processor time.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    (learned, labels), (asked, right) = (sst2(data, part) for part in ("train", "test"))
+    texts = list(learned)
+    if data is not None:
+        for line in read(data / "sentiment/movie_reviews.jsonl.gz").splitlines():
+            texts += re.split(r"(?<=[.!?])\s+", json.loads(line)["text"])
+    split = [re.findall(r"[a-z']+|[.!?]", text.lower()) for text in texts]
+    lines = [words for words in split if len(words) > 1]
+    both = [split[: len(learned)], [re.findall(r"[a-z']+|[.!?]", text.lower()) for text in asked]]
+    counted = Counter(word for line in lines for word in line)
+    least = 3 if data else 1
+    options = {"vector_size": 100, "epochs": epochs, "min_count": least, "workers": 1, "seed": 1}
+    found: dict[str, Any] = {"majority": {"accuracy": max(Counter(right).values()) / len(right)}}
+
+    def measured(name: str, began: float, rows: list[np.ndarray]) -> None:
+        seconds, scaler = time.process_time() - began, StandardScaler().fit(rows[0])
+        classifier = LogisticRegression(max_iter=2000).fit(scaler.transform(rows[0]), labels)
+        found[name] = {"accuracy": float(classifier.score(scaler.transform(rows[1]), right)), "seconds": seconds}
+
+    began = time.process_time()
+    vectors = of_gensim(gensim_model(lines, "skip_gram", **options))
+    measured("mean", began, [vectors.sentences(each) for each in both])
+    total = sum(counted.values())
+    shares = {word: count / total for word, count in counted.items()}
+    measured("sif", began, [vectors.sentences(each, frequencies=shares) for each in both])
+
+    began = time.process_time()
+    model = gensim_model(lines, "doc2vec", **options)
+    measured("doc2vec", began, [np.stack([model.infer_vector(words) for words in each]) for each in both])
+
+    began = time.process_time()
+    kept = [word for word, count in counted.most_common() if count >= least]
+    numbers = {word: number for number, word in enumerate(kept)}
+    known = [[numbers[word] for word in line if word in numbers] for line in lines]
+    ids, places = np.concatenate(known).astype(np.int64), np.repeat(np.arange(len(known)), [len(one) for one in known])
+    counts = np.bincount(ids, minlength=len(kept))
+
+    def drawn(generator: np.random.Generator) -> np.ndarray:
+        stays = thinned(ids, counts, 1e-3 if data else 0, generator)
+        return sentence_rows(ids[stays], places[stays], 64)
+
+    stream = TextRowStream(drawn, length=64, rows=64, seed=0)
+    steps = len(stream.plan(0)) * epochs
+    ours = WordVectorModel(WordVectorsConfig(vocab_size=len(kept), hidden_size=100, pair_buckets=200_000)).initialize(0)
+    ours.use_sparse_gradients()
+    settings = TrainSettings(
+        steps=steps, batch_tokens=1024, optimizer="sgd", learning_rate=rate, schedule="linear", warmup_steps=0,
+        weight_decay=0.0, max_grad_norm=0.0, precision="float32", log_every=500,
+    )  # fmt: skip
+    Trainer(ours, Sent2Vec(counts), stream, settings, steps=steps).train()
+
+    def vector(words: list[str]) -> np.ndarray:
+        own = [numbers[word] for word in words if word in numbers] or [0]
+        with torch.no_grad():
+            return np.asarray(ours(torch.tensor([own]))[0][0])
+
+    measured("sent2vec", began, [np.stack([vector(words) for words in each]) for each in both])
     return found
 
 
@@ -223,9 +294,11 @@ def main() -> None:
     asked = parser(__doc__)
     asked.add_argument("--data", type=Path, default=os.environ.get("QUATRAIN_DATA"), help="folder of the shared data")
     asked.add_argument("--vectors", action="store_true")
+    asked.add_argument("--sentences", action="store_true")
+    asked.add_argument("--sentence-rate", type=float, default=0.1)
     asked.add_argument("--large", type=int, default=0, help="copies of the novels; each has 29 MB")
     asked.add_argument("--epochs", type=int, default=5)
-    asked.add_argument("--rate", type=float, default=0.025)
+    asked.add_argument("--rate", type=float, default=0.012)
     asked.add_argument("--rows", type=int, default=16, help="rows of 64 words of a batch")
     arguments = asked.parse_args()
     data = None if arguments.quick or arguments.data is None else Path(arguments.data)
@@ -240,6 +313,8 @@ def main() -> None:
     }
     if arguments.vectors or arguments.quick:
         figures["skip_gram"] = skip_gram(data, arguments.epochs, arguments.rate, arguments.rows)
+    if arguments.sentences or arguments.quick:
+        figures["sentences"] = sentence_vectors(data, arguments.epochs, arguments.sentence_rate)
     if arguments.large or arguments.quick:
         figures["large"] = large(data, arguments.large or 2)
     ratio = figures["nltk"]["nltk"]["seconds"] / figures["nltk"]["quatrain"]["seconds"]

@@ -351,8 +351,8 @@ def gensim_model(
     """A model that gensim trains on sentences, lists of words (for Doc2Vec documents).
 
     `options` are gensim's: `vector_size`, `window`, `epochs`, `negative`, `hs=1` for hierarchical softmax, `min_n` and
-    `max_n` for the subwords of FastText. gensim has no Sent2Vec: take `WordVectors.sentences`, or Doc2Vec. Raises
-    InputError without gensim.
+    `max_n` for the subwords of FastText. gensim has no Sent2Vec: that is ours, `training.objectives.word_vectors`.
+    Raises InputError without gensim.
     """
     try:
         from gensim.models import Doc2Vec, FastText, Word2Vec

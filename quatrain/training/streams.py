@@ -485,9 +485,9 @@ class AlternatingStream:
 
 
 class TextRowStream(_Epochs):
-    """Rows (B, length) of a text of ids whose words are drawn anew each epoch; -1 fills up the last row.
+    """Shuffled rows (B, length) of a text of ids whose words are drawn anew each epoch.
 
-    `read(generator)` gives the ids of an epoch. Rows are shuffled.
+    `read(generator)` gives the ids of an epoch, which are cut into rows, or the rows themselves. -1 fills up a row.
     """
 
     def __init__(self, read: Callable[[np.random.Generator], np.ndarray], *, length: int, rows: int, seed: int):
@@ -498,10 +498,14 @@ class TextRowStream(_Epochs):
     def plan(self, epoch: int) -> list[Any]:
         generator = _generator(self.seed, epoch)
         ids = self.read(generator)
-        padded = np.full(-(-len(ids) // self.length) * self.length, -1, dtype=np.int64)
-        padded[: len(ids)] = ids
-        self._text = padded.reshape(-1, self.length)
-        order = generator.permutation(len(self._text))
+        if not len(ids):
+            raise InputError("no words are left of so small a text; set sample = 0, which thins out none, or add text")
+        if ids.ndim == 1:
+            padded = np.full(-(-len(ids) // self.length) * self.length, -1, dtype=np.int64)
+            padded[: len(ids)] = ids
+            ids = padded.reshape(-1, self.length)
+        self._text = ids
+        order = generator.permutation(len(ids))
         return [order[start : start + self.rows] for start in range(0, len(order), self.rows)]
 
     def make(self, item: Any) -> np.ndarray:

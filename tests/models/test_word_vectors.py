@@ -15,9 +15,18 @@ import quatrain
 from quatrain.core.errors import InputError
 from quatrain.core.progress import SilentReporter
 from quatrain.models.classic.word_vectors import WordVectorModel, WordVectorsConfig
+from quatrain.models.io import model_folder
 from quatrain.models.word_vectors import WordVectors, gensim_model, of_gensim
 from quatrain.runs.recipe import load
-from quatrain.training.objectives.word_vectors import Cbow, Glove, SkipGram, cooccurrences, subsampled
+from quatrain.training.objectives.word_vectors import (
+    Cbow,
+    Glove,
+    Sent2Vec,
+    SkipGram,
+    cooccurrences,
+    sentence_rows,
+    subsampled,
+)
 from quatrain.training.settings import TrainSettings
 from quatrain.training.streams import TextRowStream, micro_seeds
 from quatrain.training.trainer import Trainer
@@ -154,6 +163,59 @@ def test_the_objectives_are_the_published_sums(kind):
     assert weight == count and float(total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
+def test_sent2vec_predicts_a_word_from_the_rest_of_its_sentence():
+    torch.manual_seed(0)
+    model = WordVectorModel(WordVectorsConfig(vocab_size=9, hidden_size=5, pair_buckets=50)).initialize(0)
+    for table in (model.context, model.pairs, model.embed_tokens):
+        torch.nn.init.normal_(table.weight)
+    objective = Sent2Vec(np.arange(1, 10), negatives=4)
+    batch = objective.collate(np.array([[1, 2, 3, 4, 5, 8, -1, -1], [6, 7, 0, -1, -1, -1, -1, -1], [4] + [-1] * 7]), 3)
+    assert batch.inputs["words"].shape == (3, 6), "padding that every row has is cut"
+    kept, drawn = batch.inputs["kept"], batch.inputs["drawn"]
+    assert 0 < int(kept.sum()) < kept.numel()
+    total, weight, _ = objective.loss(model, batch)
+    log, expected, count = torch.nn.functional.logsigmoid, torch.zeros(()), 0
+    for row, stays in zip(batch.inputs["words"].tolist(), kept.tolist(), strict=True):
+        row = [word for word in row if word >= 0]
+        for place, word in enumerate(row):
+            rest = [model.embed_tokens.weight[other] for i, other in enumerate(row) if i != place]
+            for i in range(len(row) - 1):
+                if stays[i] and place not in (i, i + 1):
+                    rest.append(model.pairs.weight[int(model.pair_ids(torch.tensor([row[i : i + 2]]))[0, 0])])
+            if rest:
+                mean, count = torch.stack(rest).mean(dim=0), count + 1
+                expected = expected - log(mean @ model.context.weight[word])
+                expected = expected - 4 / len(drawn) * log(-(model.context.weight[drawn] @ mean)).sum()
+    assert weight == count == 9 and float(total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_a_sentence_with_its_pairs_is_one_mean(tmp_path):
+    model = WordVectorModel(WordVectorsConfig(vocab_size=9, hidden_size=5, pair_buckets=50)).initialize(0)
+    torch.nn.init.normal_(model.pairs.weight)
+    model.save(tmp_path)
+    model = model_folder.load(tmp_path)
+    ids, segments = torch.tensor([[1, 2, 3], [4, 2, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    found, _ = model(ids, segments=segments)
+    words = model.embed_tokens.weight
+    own = [model.pairs.weight[model.pair_ids(torch.tensor([pair]))[0, 0]] for pair in ([1, 2], [2, 3], [4, 2])]
+    torch.testing.assert_close(found[0], (words[1] + words[2] + words[3] + own[0] + own[1]) / 5)
+    torch.testing.assert_close(found[1], (words[4] + words[2] + own[2]) / 3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=0, max_size=12), st.integers(2, 5))
+def test_rows_of_sentences_hold_every_word_that_has_another_beside_it(lengths, length):
+    ids = np.arange(sum(lengths))
+    sentences = np.repeat(np.arange(len(lengths)) * 2, lengths)
+    expected, start = [], 0
+    for size in lengths:
+        parts = [ids[place : min(place + length, start + size)] for place in range(start, start + size, length)]
+        expected += [part.tolist() for part in parts if len(part) > 1]
+        start += size
+    rows = sentence_rows(ids, sentences, length)
+    assert [[word for word in row if word >= 0] for row in rows.tolist()] == expected
+
+
 @pytest.mark.parametrize("kind", [SkipGram, Cbow])
 def test_one_step_from_the_same_weights_is_gensims(kind):
     """The text is "a b"; the drawn word is always "c", which is far more frequent. So nothing is left to chance."""
@@ -253,7 +315,9 @@ def test_gensim_trains_the_others(method):
 
 
 @needs_data
-@pytest.mark.parametrize("more", [[], ["stage.word-vectors.method=glove"], ["stage.word-vectors.library=gensim"]])
+@pytest.mark.parametrize(
+    "more", [[], *([f"stage.word-vectors.{one}"] for one in ("method=glove", "method=sent2vec", "library=gensim"))]
+)
 def test_the_recipe_word2vec_runs(more, tmp_path, monkeypatch):
     overrides = ["data.source=the-verdict", "tokenizer.vocab_size=300", "stage.word-vectors.dimensions=16",
                  "stage.word-vectors.train.epochs=2", "stage.word-vectors.train.warmup_steps=1",

@@ -2,7 +2,9 @@
 
 Skip-gram predicts the words around a word from its vector, CBOW a word from the mean of the vectors around it, both
 against drawn words (Mikolov et al. 2013, arXiv 1310.4546); GloVe fits the logarithms of how often words stand together
-(Pennington et al. 2014). The objectives are in `quatrain.training.objectives.word_vectors`. A trained model has the
+(Pennington et al. 2014). Sent2Vec also learns a vector for each pair of neighbouring words, so that the mean stands for
+a sentence (Pagliardini et al. 2018, arXiv 1703.02507). The objectives are in
+`quatrain.training.objectives.word_vectors`. A trained model has the
 head `embedding`: the vector of a text is the mean of its words'.
 """
 
@@ -20,7 +22,7 @@ from quatrain.models.word_vectors import WordVectors
 
 
 class WordVectorsConfig(ClassicConfig):
-    """The configuration of word vectors; `biases` are GloVe's."""
+    """The configuration of word vectors; `biases` are GloVe's, `pair_buckets` vectors of pairs of words Sent2Vec's."""
 
     model_type: Literal["word-vectors"] = "word-vectors"
     head: Literal["embedding"] = "embedding"
@@ -28,6 +30,7 @@ class WordVectorsConfig(ClassicConfig):
     hidden_size: int = Field(default=100, ge=1, le=100_000)
     has_context_vectors: bool = True
     biases: bool = False
+    pair_buckets: int = Field(default=0, ge=0, le=100_000_000)
 
     @property
     def output_hidden_size(self) -> int:
@@ -35,7 +38,9 @@ class WordVectorsConfig(ClassicConfig):
 
 
 class WordVectorModel(ClassicModel):
-    """`embed_tokens` are the word vectors, `context` those of the words around (both V, D)."""
+    """`embed_tokens` are the word vectors, `context` those of the words around (both V, D); `pairs`, if the model has
+    them, those of pairs of words by their hash.
+    """
 
     Config: ClassVar[type[ClassicConfig]] = WordVectorsConfig
     config: WordVectorsConfig
@@ -46,18 +51,23 @@ class WordVectorModel(ClassicModel):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.context = nn.Embedding(config.vocab_size, config.hidden_size) if config.has_context_vectors else None
+        self.pairs = nn.Embedding(config.pair_buckets, config.hidden_size) if config.pair_buckets else None
         if config.biases:
             self.word_bias = nn.Parameter(torch.zeros(config.vocab_size))
             self.context_bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def initialize(self, seed: int = 0) -> WordVectorModel:
-        """word2vec's weights: word vectors uniform within 0.5 / D, context vectors 0; GloVe draws both."""
+        """word2vec's weights: word vectors uniform within 0.5 / D, context vectors 0; GloVe draws both. Those of pairs
+        are 0, so that a pair that was never read says nothing.
+        """
         generator = torch.Generator().manual_seed(seed)
         width = self.config.hidden_size
         with torch.no_grad():
             self.embed_tokens.weight.copy_(
                 (torch.rand(self.embed_tokens.weight.shape, generator=generator) - 0.5) / width
             )
+            if self.pairs is not None:
+                self.pairs.weight.zero_()
             if self.context is not None:
                 self.context.weight.zero_()
                 if self.config.biases:
@@ -67,7 +77,7 @@ class WordVectorModel(ClassicModel):
 
     def use_sparse_gradients(self) -> None:
         """Lets gradients hold only the rows of words that a batch has, for an optimizer that takes them (SGD)."""
-        for table in (self.embed_tokens, self.context):
+        for table in (self.embed_tokens, self.context, self.pairs):
             if table is not None:
                 table.sparse = True
 
@@ -85,6 +95,11 @@ class WordVectorModel(ClassicModel):
         vectors: Tensor = self.embed_tokens(input_ids)
         return vectors
 
+    def pair_ids(self, input_ids: Tensor) -> Tensor:
+        """The rows of `pairs` of neighbouring ids (B, T), (B, T - 1); different pairs may share one."""
+        mixed = input_ids[:, :-1].long() * 1_000_003 + input_ids[:, 1:].long() * 8_191
+        return mixed % self.config.pair_buckets
+
     def hidden_states(
         self,
         input_ids: Tensor,
@@ -97,12 +112,15 @@ class WordVectorModel(ClassicModel):
         return self.embed(input_ids)
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None, **inputs: Any) -> tuple[Tensor, Tensor | None]:
-        """The mean vector (B, D) of the ids (B, T) of each text; `segments` 0 is padding."""
+        """The mean vector (B, D) of the ids (B, T) of each text, and of its pairs; `segments` 0 is padding."""
         vectors, segments = self.embed(input_ids), inputs.get("segments")
-        if segments is None:
-            return vectors.mean(dim=1), None
-        known = (segments > 0).to(vectors.dtype)[..., None]
-        return (vectors * known).sum(dim=1) / known.sum(dim=1).clamp_min(1), None
+        known = torch.ones_like(input_ids, dtype=torch.bool) if segments is None else segments > 0
+        total, count = (vectors * known[..., None]).sum(dim=1), known.sum(dim=1, keepdim=True)
+        if self.pairs is not None:
+            both = known[:, 1:] & known[:, :-1]
+            total = total + (self.pairs(self.pair_ids(input_ids)) * both[..., None]).sum(dim=1)
+            count = count + both.sum(dim=1, keepdim=True)
+        return total / count.clamp_min(1), None
 
     def word_vectors(self, words: Sequence[str]) -> WordVectors:
         """The vectors with their words, for questions and files."""

@@ -20,7 +20,16 @@ from quatrain.runs.stages._pretrain import split_tokens
 from quatrain.runs.stages.word_vectors import WordVectorsStage
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import checkpoints
-from quatrain.training.objectives.word_vectors import Cbow, Glove, SkipGram, cooccurrences, subsampled
+from quatrain.training.objectives.word_vectors import (
+    Cbow,
+    Glove,
+    Sent2Vec,
+    SkipGram,
+    cooccurrences,
+    sentence_rows,
+    subsampled,
+    thinned,
+)
 from quatrain.training.streams import ArrayStream, TextRowStream
 
 ROW = 64
@@ -29,6 +38,9 @@ SENTENCE = 1000
 """Words that gensim gets as a sentence, at most 10,000."""
 SHOWN = 5
 """Nearest words of each of the recipe's prompts."""
+SENTENCE_WORDS = 16
+"""Words of a mean sentence, about: how many rows a batch of sentences has."""
+SENTENCE_ENDS = (".", "!", "?")
 OBJECTIVES: dict[str, Callable[..., Any]] = {"skip_gram": SkipGram, "cbow": Cbow}
 
 Array = np.ndarray
@@ -39,11 +51,18 @@ def run(settings: WordVectorsStage, context: StageContext) -> StageResult:
     tokenizer = tokenizer_of(context)
     learned, _ = split_tokens(settings, context, tokenizer)
     ids = np.asarray(learned.tokens).astype(np.int64)
-    ids = ids[~np.isin(ids, sorted(tokenizer.special_ids))]
+    special = np.isin(ids, sorted(tokenizer.special_ids))
+    marks = [tokenizer.token_to_id(mark) for mark in SENTENCE_ENDS]
+    ends = special | np.isin(ids, [mark for mark in marks if mark is not None])
+    # A sentence holds the mark that ends it.
+    sentences = (np.cumsum(ends) - ends)[~special]
+    ids = ids[~special]
     if not len(ids):
         raise InputError(f"{context.name}: the text has no word of the vocabulary")
-    learner = _by_gensim if settings.library == "gensim" else _by_trainer
-    model, result = learner(settings, context, tokenizer, ids)
+    if settings.library == "gensim":
+        model, result = _by_gensim(settings, context, tokenizer, ids)
+    else:
+        model, result = _by_trainer(settings, context, tokenizer, ids, sentences)
     words = [tokenizer.id_to_token(token) or f"<{token}>" for token in range(tokenizer.vocab_size)]
     seen = np.bincount(ids, minlength=len(words)) > 0
     matrix = model.embed_tokens.weight.detach().float().cpu().numpy()
@@ -54,9 +73,9 @@ def run(settings: WordVectorsStage, context: StageContext) -> StageResult:
 
 
 def _by_trainer(
-    settings: WordVectorsStage, context: StageContext, tokenizer: Tokenizer, ids: Array
+    settings: WordVectorsStage, context: StageContext, tokenizer: Tokenizer, ids: Array, sentences: Array
 ) -> tuple[WordVectorModel, StageResult]:
-    """Skip-gram, CBOW or GloVe on the trainer."""
+    """Skip-gram, CBOW, Sent2Vec or GloVe on the trainer; `sentences` numbers the sentence of each word."""
     size, train = tokenizer.vocab_size, settings.train
     rows = max(1, train.batch_tokens // train.accumulation)
     counts = np.bincount(ids, minlength=size)
@@ -65,6 +84,7 @@ def _by_trainer(
         hidden_size=settings.dimensions,
         method=settings.method,
         biases=settings.method == "glove",
+        pair_buckets=settings.pair_buckets if settings.method == "sent2vec" else 0,
         pad_token_id=tokenizer.pad_id,
     )
     model: Any = WordVectorModel(config).initialize(context.seed)
@@ -74,6 +94,15 @@ def _by_trainer(
         pairs = cooccurrences(ids, size, settings.window)
         objective, stream = Glove(), ArrayStream(pairs, rows=rows, seed=context.seed)
         batches = -(-len(pairs[0]) // rows)
+    elif settings.method == "sent2vec":
+        objective = Sent2Vec(counts, negatives=settings.negatives)
+
+        def read_sentences(generator: np.random.Generator) -> Array:
+            stays = thinned(ids, counts, settings.sample, generator)
+            return sentence_rows(ids[stays], sentences[stays], ROW)
+
+        stream = TextRowStream(read_sentences, length=ROW, rows=max(1, rows // SENTENCE_WORDS), seed=context.seed)
+        batches = len(stream.plan(0))
     else:
         objective = OBJECTIVES[settings.method](counts, window=settings.window, negatives=settings.negatives)
 

@@ -15,9 +15,9 @@ from quatrain.training.settings import TrainSettings
 
 
 class WordVectorsStage(StageSettings):
-    """Skip-gram, CBOW or GloVe on the trainer, or a method of gensim with `library = "gensim"`.
+    """Skip-gram, CBOW, Sent2Vec or GloVe on the trainer, or a method of gensim with `library = "gensim"`.
 
-    `train.batch_tokens` counts words, for GloVe pairs. Skip-gram and CBOW step by the sum of a batch's pairs:
+    `train.batch_tokens` counts words, for GloVe pairs. All but GloVe step by the sum of a batch's pairs:
     `optimizer = "sgd"` with a learning rate of 0.025 is word2vec's own way, in batches of about 1,000 words. gensim
     reads `train.epochs` alone: it has its own learning rate. `hierarchical` is gensim's hierarchical softmax in place
     of drawn words. `similarity` and `analogies` are files that score the vectors.
@@ -25,11 +25,12 @@ class WordVectorsStage(StageSettings):
 
     kind: Literal["word-vectors"] = "word-vectors"
     batches_of_tokens: ClassVar[bool] = False
-    method: Literal["skip_gram", "cbow", "glove", "fasttext"] = "skip_gram"
+    method: Literal["skip_gram", "cbow", "sent2vec", "glove", "fasttext"] = "skip_gram"
     library: Literal["quatrain", "gensim"] = "quatrain"
     dimensions: int = Field(default=100, ge=1, le=10_000)
     window: int = Field(default=5, ge=1, le=30, description="words on each side")
     negatives: int = Field(default=5, ge=1, le=100, description="drawn words for each pair")
+    pair_buckets: int = Field(default=200_000, ge=1, le=100_000_000, description="vectors of pairs of words (sent2vec)")
     hierarchical: bool = False
     sample: float = Field(default=1e-3, ge=0, le=1, description="share above which words are thinned out; 0 for never")
     min_subword: int = Field(default=3, ge=1, description="letters of the shortest subword (fasttext)")
@@ -46,8 +47,9 @@ class WordVectorsStage(StageSettings):
         if self.library == "quatrain" and self.method == "fasttext":
             text = '"fasttext"; only library = "gensim" trains it'
             yield Problem(("method",), text, (("library",),))
-        if self.library == "gensim" and self.method == "glove":
-            yield Problem(("method",), '"glove"; gensim does not train it: take library = "quatrain"', (("library",),))
+        if self.library == "gensim" and self.method in ("glove", "sent2vec"):
+            text = f'"{self.method}"; gensim does not train it: take library = "quatrain"'
+            yield Problem(("method",), text, (("library",),))
         if self.hierarchical and self.library != "gensim":
             yield Problem(("hierarchical",), 'true; only library = "gensim" has it', (("library",),))
         if self.library == "gensim" and self.train.epochs is None:

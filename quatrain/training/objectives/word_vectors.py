@@ -1,4 +1,4 @@
-"""The objectives of word vectors: skip-gram and CBOW with negative sampling, and GloVe.
+"""The objectives of word vectors: skip-gram and CBOW with negative sampling, Sent2Vec, and GloVe.
 
 Skip-gram and CBOW read rows of running text. A word's neighbours are the up to `window` words on both sides, of which
 as many count as a number drawn for each word, so that near words count more often. All words of a row are compared with
@@ -24,6 +24,8 @@ SHARED = 128
 """Drawn words that a batch shares."""
 POWER = 0.75
 """Words are drawn by this power of how often they occur."""
+PAIR_DROPOUT = 0.2
+"""Share of a sentence's pairs of words that Sent2Vec leaves out of a step."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,44 @@ class Cbow(NegativeSampling):
         return positive + (negative * has_any).sum(), max(int(has_any.sum()), 1), {}
 
 
+class Sent2Vec(NegativeSampling):
+    """Sent2Vec (Pagliardini et al. 2018, arXiv 1703.02507): the rest of a sentence predicts each of its words.
+
+    The rest is the mean of the vectors of all its other words, and of the neighbouring pairs without the word.
+    `collate` takes one sentence a row; some pairs are left out at random, as in the paper. The weight of the loss is
+    the number of words that have others beside them.
+    """
+
+    def collate(self, examples: Any, seed: Seeds = 0) -> WordBatch:
+        """Draws the pairs that stay and the batch's negatives; cuts the padding that every row has."""
+        rows = np.asarray(examples).astype(np.int64)
+        rows = rows[:, : max(1, int((rows >= 0).sum(axis=1).max(initial=1)))]
+        generator = np.random.default_rng(seed)
+        kept = torch.from_numpy(generator.random((len(rows), rows.shape[1] - 1)) >= PAIR_DROPOUT)
+        drawn = np.searchsorted(self.cumulative, generator.random(SHARED)).clip(max=len(self.cumulative) - 1)
+        return WordBatch({"words": torch.from_numpy(rows), "kept": kept, "drawn": torch.from_numpy(drawn)})
+
+    def loss(self, model: Any, batch: WordBatch) -> Loss:
+        words = batch.inputs["words"].clamp_min(0)
+        known = batch.inputs["words"] >= 0
+        pairs = (known[:, 1:] & known[:, :-1] & batch.inputs["kept"]).float()
+        own, beside = (
+            model.embed_tokens(words) * known[..., None],
+            model.pairs(model.pair_ids(words)) * pairs[..., None],
+        )
+        # The pairs that hold a word: the one that it ends and the one that it begins.
+        touching = F.pad(beside, (0, 0, 1, 0)) + F.pad(beside, (0, 0, 0, 1))
+        rest = own.sum(dim=1, keepdim=True) + beside.sum(dim=1, keepdim=True) - own - touching
+        others = known.sum(dim=1, keepdim=True) - 1 + pairs.sum(dim=1, keepdim=True)
+        others = others - F.pad(pairs, (1, 0)) - F.pad(pairs, (0, 1))
+        means = rest / others.clamp_min(1)[..., None]
+        counted = (known & (others > 0)).float()
+        positive = (F.softplus(-(means * model.context(words)).sum(dim=-1)) * counted).sum()
+        drawn = model.context(batch.inputs["drawn"])
+        negative = F.softplus(means @ drawn.T).sum(dim=-1) * (self.negatives / len(drawn))
+        return positive + (negative * counted).sum(), max(int(counted.sum()), 1), {}
+
+
 class Glove:
     """GloVe: (w_i · c_j + b_i + b_j - log X_ij)² weighted by min(1, (X_ij / most)^0.75), summed over pairs."""
 
@@ -149,12 +189,31 @@ def cooccurrences(ids: np.ndarray, size: int, window: int) -> tuple[np.ndarray, 
 
 
 def subsampled(ids: np.ndarray, counts: np.ndarray, sample: float, generator: np.random.Generator) -> np.ndarray:
-    """The text without some of its frequent words: one of share f is kept with √(sample / f) + sample / f, as in
-    word2vec.
-    """
+    """The text without some of its frequent words; see `thinned`."""
+    return ids[thinned(ids, counts, sample, generator)]
+
+
+def thinned(ids: np.ndarray, counts: np.ndarray, sample: float, generator: np.random.Generator) -> np.ndarray:
+    """Which words of a text stay: one of share f does with √(sample / f) + sample / f, as in word2vec."""
     if not sample:
-        return ids
+        return np.ones(len(ids), dtype=bool)
     shares = counts / max(counts.sum(), 1)
     with np.errstate(divide="ignore"):
         keep = np.minimum(1, np.sqrt(sample / shares) + sample / shares)
-    return ids[generator.random(len(ids)) < keep[ids]]
+    return generator.random(len(ids)) < keep[ids]
+
+
+def sentence_rows(ids: np.ndarray, sentences: np.ndarray, length: int) -> np.ndarray:
+    """Rows (N, length) of one sentence each, filled up with -1; longer sentences are cut into several rows.
+
+    `sentences` numbers each word's sentence, rising. Sentences of a single word are left out: nothing predicts it.
+    """
+    if not len(ids):
+        return np.zeros((0, length), dtype=np.int64)
+    begins = np.flatnonzero(np.diff(sentences, prepend=sentences[0] - 1))
+    places = np.arange(len(ids)) - np.repeat(begins, np.diff(begins, append=len(ids)))
+    rows = np.cumsum(places % length == 0) - 1
+    found = np.full((int(rows[-1]) + 1, length), -1, dtype=np.int64)
+    found[rows, places % length] = ids
+    several: np.ndarray = found[found[:, 1] >= 0] if length > 1 else found[:0]
+    return several
