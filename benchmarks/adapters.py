@@ -150,7 +150,7 @@ def main() -> None:
         return work(chosen.worker[0], Path(chosen.worker[1]), chosen)
     if chosen.quick:
         chosen.rows, chosen.length, chosen.steps, chosen.repeat = 2, 16, 2, 1
-        chosen.precisions = ("float32",)
+        chosen.methods, chosen.precisions = METHODS[:1], ("float32",)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write("tiny" if chosen.quick else chosen.shape, folder)

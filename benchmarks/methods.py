@@ -139,7 +139,7 @@ def main() -> None:
         serve(lambda: teach(Path(base), method, float(rate), chosen.steps))
         return
     if chosen.quick:
-        chosen.methods, chosen.steps = ["full", "lora", "prompt"], 4
+        chosen.methods, chosen.steps = ["full", "lora"], 4
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         base = make_base(chosen.base or Path(folder), quick=chosen.quick)

@@ -26,7 +26,7 @@ QUICK = {
     "quantized_error.py": [],
     "passes.py": [],
     "startup.py": [],
-    "families.py": ["--families", "llama", "bert", "--dtypes", "bfloat16"],
+    "families.py": ["--families", "llama", "--dtypes", "bfloat16"],
     "load_memory.py": [],
     "trainer.py": [],
     "grpo.py": [],

@@ -41,8 +41,8 @@ def ended(*command: str) -> tuple[int, dict[str, Any], str]:
 
 @pytest.mark.slow
 def test_a_short_run_ends_with_its_line() -> None:
-    code, line, text = ended(str(BENCHMARKS / "fuzz.py"), "--inputs", "60", "--seed", "1", "--limit", "120")
-    assert line["inputs"] == 60 == sum(line["kinds"].values()) and line["seed"] == 1 and line["seconds"] > 0
+    code, line, text = ended(str(BENCHMARKS / "fuzz.py"), "--inputs", "40", "--seed", "1", "--limit", "120")
+    assert line["inputs"] == 40 == sum(line["kinds"].values()) and line["seed"] == 1 and line["seconds"] > 0
     faults = {
         name: line[name]
         for name in ("internal_errors", "tracebacks", "hangs", "wrong_exit_codes", "over_2gb", "escapes")
@@ -54,11 +54,11 @@ def test_a_short_run_ends_with_its_line() -> None:
 @pytest.mark.parametrize(
     ("body", "fault", "inputs"),
     [
-        ("raise RuntimeError('planted')", "internal_errors", 10),
-        ("raise SystemExit(print('Traceback (most recent call last):', file=sys.stderr) or 1)", "tracebacks", 10),
+        ("raise RuntimeError('planted')", "internal_errors", 4),
+        ("raise SystemExit(print('Traceback (most recent call last):', file=sys.stderr) or 1)", "tracebacks", 4),
         ("return 0 if time.sleep(60) else 0", "hangs", 2),  # of which each waits for its limit
-        ("return 7", "wrong_exit_codes", 10),
-        ("return len(b'x' * 1_200_000_000) * 0", "over_2gb", 10),
+        ("return 7", "wrong_exit_codes", 4),
+        ("return len(b'x' * 1_200_000_000) * 0", "over_2gb", 3),
     ],
     ids=["bug", "traceback", "hang", "exit code", "memory"],
 )

@@ -1,5 +1,5 @@
-"""The recipes of sentiment by reinforcement learning, with a tiny policy and a tiny classifier of random weights, and
-that of SQL by execution.
+"""The recipes of sentiment by reinforcement learning, with a tiny policy and the classifier that their own recipe makes
+of it, and that of SQL by execution.
 """
 
 from __future__ import annotations
@@ -8,13 +8,12 @@ import os
 from pathlib import Path
 
 import pytest
-from tiny_models import llama, make_folder, save_random
+from tiny_models import make_folder
 
 import quatrain
 from quatrain.core.progress import SilentReporter, read_metrics
 from quatrain.runs.folder import Run
 from quatrain.runs.recipe import load
-from quatrain.tokenizers.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.skipif(not os.environ.get("QUATRAIN_DATA"), reason="QUATRAIN_DATA is not set: no shared data")
 
@@ -23,11 +22,13 @@ pytestmark = pytest.mark.skipif(not os.environ.get("QUATRAIN_DATA"), reason="QUA
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("models")
     policy = make_folder(place / "policy", context=128, kind="bpe", vocab_size=280, chat_template=None)
-    tokenizer = Tokenizer.load(policy)
-    head = {"head": "sequence_classification", "labels": ("0", "1"), "problem_type": "single_label"}
-    save_random(llama(vocab_size=tokenizer.vocab_size, **head), place / "classifier", 4)
-    tokenizer.save(place / "classifier")
-    return {"policy": policy, "classifier": place / "classifier"}
+    small = ["data.examples=200", "evaluate.examples=20", *(f"stage.0.train.{key}" for key in ("epochs=none", "steps=4",
+             "evaluate_every=2"))]  # fmt: skip
+    judge = quatrain.run(
+        load("sentiment-gpt2", [f"model.folder={policy}", *small]), runs_dir=place, reporter=SilentReporter()
+    )
+    assert "accuracy" in judge.results[0]["scores"]["test"]
+    return {"policy": policy, "classifier": judge.model}
 
 
 def run(name: str, folders: dict[str, Path], place: Path, *more: str) -> Run:
