@@ -55,7 +55,7 @@ def run(settings: WordVectorsStage, context: StageContext) -> StageResult:
     marks = [tokenizer.token_to_id(mark) for mark in SENTENCE_ENDS]
     ends = special | np.isin(ids, [mark for mark in marks if mark is not None])
     # A sentence holds the mark that ends it.
-    sentences = (np.cumsum(ends) - ends)[~special]
+    sentences: Array = (np.cumsum(ends) - ends)[~special]
     ids = ids[~special]
     if not len(ids):
         raise InputError(f"{context.name}: the text has no word of the vocabulary")
