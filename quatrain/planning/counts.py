@@ -88,7 +88,7 @@ def parameters(config: ModelConfig) -> int:
 
 
 PARTS = {
-    "embeddings": ("embed", "position", "wte", "wpe"),
+    "embeddings": ("embed", "position", "wte", "wpe", "frontend"),
     "attention": ("attn", "attention", "relative"),
     "feed-forward": ("mlp", "feed_forward"),
     "norms": ("norm",),

@@ -285,7 +285,8 @@ def write_model(model: Model, tokenizer: Tokenizer, folder: Path) -> int:
     from quatrain.models.io import model_folder
 
     shutil.rmtree(folder, ignore_errors=True)
-    tokenizer.max_length = model.config.max_position_embeddings
+    if isinstance(tokenizer, Tokenizer):  # Of pictures and sound it is a processor.
+        tokenizer.max_length = model.config.max_position_embeddings
     tokenizer.save(folder)
     model_folder.save(model, folder)
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

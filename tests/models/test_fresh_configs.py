@@ -2,11 +2,12 @@
 
 from typing import get_args
 
+import battery
 import pytest
 import torch
 
 from quatrain.core.errors import InputError
-from quatrain.models.families import families, get_family
+from quatrain.models.families import get_family
 from quatrain.models.families.fresh import fresh_config
 from quatrain.models.transformer import settings
 from quatrain.models.transformer.settings import ModelSettings
@@ -18,7 +19,7 @@ SIZES = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 128, "num_hid
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
-@pytest.mark.parametrize("name", families())
+@pytest.mark.parametrize("name", battery.text_families())
 def test_every_family(name):
     config = fresh_config(name, SIZES | TOKENS)
     for field, value in (SIZES | TOKENS).items():
@@ -33,7 +34,9 @@ def test_every_family(name):
 
 
 def test_the_lists_of_settings_are_those_of_the_families():
-    decoders = {name for name in families() if fresh_config(name, SIZES | TOKENS).architecture == "decoder"}
+    decoders = {
+        name for name in battery.text_families() if fresh_config(name, SIZES | TOKENS).architecture == "decoder"
+    }
     assert set(get_args(settings.DecoderFamily)) == decoders
     others = set(settings.ENCODERS) | set(settings.ENCODER_DECODERS)
     for name in decoders | others:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from quatrain.core.errors import InputError
-from quatrain.models.families import families, get_family
+from quatrain.models.families import get_family
 from quatrain.models.transformer.stack import Model
 from quatrain.planning import counts
 
@@ -126,7 +126,7 @@ def test_a_config_that_lacks_a_needed_size_or_contradicts_itself_is_told(case):
         kind.from_hf(written | {hidden: "many"})
 
 
-@pytest.mark.parametrize("name", families())
+@pytest.mark.parametrize("name", battery.text_families())
 def test_every_family_has_its_cases(name):
     assert any(getattr(transformers, case.config).model_type == name for case in battery.all_cases())
 

@@ -16,7 +16,7 @@ import cases
 import torch
 import transformers
 
-from quatrain.models.families import get_family
+from quatrain.models.families import families, get_family
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.context import Trace
 from quatrain.models.transformer.kv_cache import KVCache
@@ -54,6 +54,11 @@ class Case:
     @property
     def seq2seq(self) -> bool:
         return "Conditional" in self.model or self.model.endswith(("MTModel", "T5Model", "BartModel", "MarianModel"))
+
+
+def text_families() -> list[str]:
+    """The families that read tokens alone; pictures and sound have tests of their own."""
+    return [name for name, family in families().items() if not family.features]
 
 
 def all_cases() -> list[Case]:

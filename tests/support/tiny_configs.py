@@ -13,6 +13,9 @@ TINY: dict[str, dict[str, Any]] = {
     "t5": {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2},
     "opt": {"hidden_size": 8, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
 }  # fmt: skip
+TINY["vit"] = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+               "image_size": 8, "patch_size": 4}  # fmt: skip
+TINY["deit"] = TINY["ijepa"] = TINY["vit"]
 TINY["marian"], TINY["mt5"] = TINY["bart"], TINY["t5"]
 USUAL = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 GROUPED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi", "phi3")
@@ -20,6 +23,8 @@ GROUPED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi",
 
 def tiny(name: str) -> dict[str, Any]:
     config = {"model_type": name, "vocab_size": 32, **TINY.get(name, USUAL)}
+    if name in ("vit", "deit", "ijepa"):
+        del config["vocab_size"]
     if name in GROUPED:
         config |= {"num_key_value_heads": 1, "max_position_embeddings": 64}
     if name.startswith("gemma"):

@@ -25,8 +25,8 @@ from quatrain.models.transformer.stack import Model
 from quatrain.planning.counts import built
 
 ORDER = (
-    "embed_tokens", "embed_positions", "embed_token_types", "project_in", "embedding_norm", "encoder", "relative_bias",
-    "layers", "norm", "project_out", "transform", "pooler", "score", "lm_head",
+    "embed_tokens", "frontend", "embed_positions", "embed_token_types", "project_in", "embedding_norm", "encoder",
+    "relative_bias", "layers", "norm", "project_out", "transform", "pooler", "score", "distillation_score", "lm_head",
 )  # fmt: skip
 """The modules of a model and of a stack, in the order of the forward pass."""
 

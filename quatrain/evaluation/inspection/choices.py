@@ -16,6 +16,8 @@ HEADS = {
     "token_classification": "a label for every token",
     "question_answering": "where in the text an answer begins and ends",
     "multiple_choice": "a score for every choice",
+    "image_classification": "a label for the picture",
+    "distilled_classification": "a label for the picture, the mean of two classifiers",
     "embedding": "one vector for the text",
     "value": "a value at every position",
     "none": "hidden states",
@@ -46,8 +48,22 @@ POOLINGS = {
     "mean_sqrt": "the sum of all tokens over the root of their number",
     "weighted_mean": "the mean of all tokens, weighed by their place",
 }
-ACTIVATIONS = {"silu": "SiLU", "gelu": "GELU", "gelu_tanh": "GELU (tanh)", "relu": "ReLU", "tanh": "tanh"}
-GATED = {"silu": "SwiGLU", "gelu": "GEGLU", "gelu_tanh": "GEGLU (tanh)", "relu": "ReGLU", "tanh": "gated tanh"}
+ACTIVATIONS = {
+    "silu": "SiLU",
+    "gelu": "GELU",
+    "gelu_tanh": "GELU (tanh)",
+    "gelu_quick": "GELU (sigmoid)",
+    "relu": "ReLU",
+    "tanh": "tanh",
+}
+GATED = {
+    "silu": "SwiGLU",
+    "gelu": "GEGLU",
+    "gelu_tanh": "GEGLU (tanh)",
+    "gelu_quick": "GEGLU (sigmoid)",
+    "relu": "ReGLU",
+    "tanh": "gated tanh",
+}
 
 
 def choices(config: ModelConfig) -> dict[str, str]:

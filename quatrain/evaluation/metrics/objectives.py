@@ -23,6 +23,7 @@ from quatrain.training.objectives import (
     TokenClassification,
     collate,
 )
+from quatrain.training.objectives.images import ImageClassification
 from quatrain.training.objectives.metrics import MetricSums
 
 BATCH_TOKENS = 8192
@@ -195,10 +196,15 @@ Compare = Callable[[Any, Sequence[Any], Sequence[Any]], dict[str, Any]]
 """(objective, predictions, references) to metrics or details."""
 SCORES: dict[type, Compare] = {
     SequenceClassification: _label_scores,
+    ImageClassification: _label_scores,
     TokenClassification: _tag_scores,
     ExtractiveQA: lambda _, predictions, references: squad(predictions, references),
     CosineSimilarity: _correlations,
 }
 """The metrics of an objective; accuracy for all others."""
-DETAILS: dict[type, Compare] = {SequenceClassification: _label_details, TokenClassification: _tag_details}
+DETAILS: dict[type, Compare] = {
+    SequenceClassification: _label_details,
+    ImageClassification: _label_details,
+    TokenClassification: _tag_details,
+}
 """The confusion matrix and scores of each label, for objectives with labels."""

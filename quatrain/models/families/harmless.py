@@ -21,6 +21,7 @@ REASONS: Mapping[str, tuple[str, ...]] = {
         "repad_logits_with_grad", "skip_bias_add", "skip_bias_add_qkv", "slow_but_exact", "torchscript", "use_bfloat16",
         "use_cache",
     ),
+    "an option of a decoder that paints pictures, which is not part of the model": ("encoder_stride",),
     "splits a matrix product into slices whose sum is the same": ("pretraining_tp",),
     "selects what transformers returns besides the result": (
         "output_attentions", "output_hidden_states", "output_past", "return_dict",

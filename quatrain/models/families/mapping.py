@@ -38,6 +38,7 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "quick_gelu": "gelu_quick",
     "relu": "relu",
     "tanh": "tanh",
 }
@@ -109,6 +110,8 @@ class Family:
     """Regular expressions of weight names that are not parameters (old buffers)."""
     old_names: Sequence[tuple[str, str]] = ()
     """Endings of weight names in old checkpoints, and their present ones."""
+    features: str = ""
+    """What its frontend reads: `pictures` or `sound`; "" for a model of texts alone."""
     nested_in: Mapping[str, str] = field(default_factory=dict)
     """Model types whose config.json contains this family's (a text model inside an image-text model), and its key."""
     other_prefixes: Sequence[str] = ()
@@ -245,7 +248,7 @@ class Family:
         return next(theirs for theirs, ours in key.choices.items() if ours == value)
 
 
-LABELLED = ("sequence_classification", "token_classification")
+LABELLED = ("sequence_classification", "token_classification", "image_classification", "distilled_classification")
 """Heads whose labels have names."""
 
 PROBLEM_TYPES = {

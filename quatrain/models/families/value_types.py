@@ -60,6 +60,13 @@ TEXT_BY_NUMBER = ValueType(
     ),
 )
 
+SIDES = ValueType(
+    "a number of pixels, or a list of height and width",
+    lambda value: (
+        SIZE.accepts(value) or (isinstance(value, list) and len(value) == 2 and all(map(SIZE.accepts, value)))
+    ),
+)
+
 COMMON: Mapping[str, ValueType] = {
     "model_type": TEXT,
     "architectures": TEXTS,
@@ -123,6 +130,7 @@ READ: Mapping[str, ValueType] = {
     "global_attn_every_n_layers": SIZE,
     "global_rope_theta": POSITIVE,
     "hidden_size": SIZE,
+    "image_size": SIDES,
     "interpolate_factor": POSITIVE,
     "is_encoder_decoder": FLAG,
     "is_gated_act": FLAG,
@@ -139,10 +147,14 @@ READ: Mapping[str, ValueType] = {
     "n_positions": SIZE,
     "norm_bias": FLAG,
     "num_attention_heads": SIZE,
+    "num_channels": SIZE,
     "num_decoder_layers": LAYERS,
     "num_hidden_layers": LAYERS,
     "num_key_value_heads": SIZE,
     "original_max_position_embeddings": SIZE,
+    "patch_size": SIDES,
+    "pooler_act": TEXT,
+    "pooler_output_size": SIZE,
     "partial_rotary_factor": SHARE,
     "pretraining_tp": SIZE,
     "qk_layernorm": FLAG,

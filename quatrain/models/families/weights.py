@@ -17,11 +17,15 @@ from quatrain.models.transformer.config import ModelConfig
 
 @dataclass(frozen=True)
 class Rename:
-    """One tensor under two names; `transpose` if the family stores it as (in, out)."""
+    """One tensor under two names; `transpose` if the family stores it as (in, out).
+
+    `leading` is the number of further axes of size 1 with which the family's tensor begins.
+    """
 
     theirs: str
     ours: str
     transpose: bool = False
+    leading: int = 0
 
     @property
     def sources(self) -> list[str]:
@@ -36,11 +40,14 @@ class Rename:
     def read(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Our tensors, from a function that returns theirs by name; views if possible."""
         tensor = get(self.theirs)
+        if tuple(tensor.shape[: self.leading]) == (1,) * self.leading:
+            tensor = tensor.reshape(tensor.shape[self.leading :])
         yield self.ours, tensor.t() if self.transpose else tensor
 
     def write(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Their tensors, from a function that returns ours by name."""
         tensor = get(self.ours)
+        tensor = tensor.reshape((1,) * self.leading + tuple(tensor.shape))
         yield self.theirs, tensor.t().contiguous() if self.transpose else tensor
 
     def at(self, layer: str, number: int) -> Rename:

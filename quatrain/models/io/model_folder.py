@@ -263,7 +263,7 @@ def save(
         cast(Any, model).save(folder)
         return
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in file_state_dict(model).items()}
-    dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     config = get_family(model.config.family).to_hf(model.config) | {"dtype": dtype} | (extra_config or {})
     for module in model.modules():
         entries: Any = getattr(

@@ -70,7 +70,7 @@ def load_weights(model: Model, names: TensorNames, dtype: torch.dtype, device: t
         for name, view in operation.read(lambda source, sources=sources: names.tensors.view_whole(sources[source])):
             shape = tuple(expected[name].shape)
             if tuple(view.shape) != shape:
-                if not names.strict and name.startswith("score."):
+                if not names.strict and name.startswith(("score.", "distillation_score.")):
                     new.append(name)  # The number of labels differs.
                     continue
                 problems.append(f"{name}: has shape {tuple(view.shape)}, config.json says {shape}")
@@ -107,7 +107,10 @@ def _has_nan(tensor: Tensor) -> bool:
 
 def _is_in_head(names: Sequence[str]) -> bool:
     """Whether tensors belong to the head, which may be another than that of the files."""
-    return all(name.startswith(("lm_head.", "transform.", "pooler.", "score.", "logits_bias")) for name in names)
+    return all(
+        name.startswith(("lm_head.", "transform.", "pooler.", "score.", "distillation_score.", "logits_bias"))
+        for name in names
+    )
 
 
 def _keeps_dtype(model: nn.Module, name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +102,9 @@ class Stack(nn.Module):
         rows = config.max_position_embeddings + config.position_offset
         self.embed_positions = nn.Embedding(rows, hidden) if config.position == "learned" else None
         self.embed_token_types = nn.Embedding(config.type_vocab_size, hidden) if config.type_vocab_size else None
+        # Of an encoder-decoder the encoder's stack reads what is not a token.
+        reads = config.frontend is not None and config.architecture != "encoder-decoder"
+        self.frontend: Any = config.frontend.build(config) if reads and config.frontend else None
         self.project_in = nn.Linear(width, hidden, bias=False) if width != hidden else None
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
         self.relative_bias = (
@@ -166,6 +170,13 @@ class Stack(nn.Module):
         if trace is not None:
             trace.hidden_states.append(x)
         return x
+
+    def vectors_of(self, features: Tensor) -> Tensor:
+        """The vectors (B, T, embedding_size) of features (B, …). Raises InputError for a model of tokens alone."""
+        if self.frontend is None:
+            raise InputError(f"features: a {self.config.family} model reads tokens alone; leave them out.")
+        vectors: Tensor = self.frontend(features)
+        return vectors
 
     def _continued(self, cache: CacheRows, positions: Tensor | None) -> Tensor | None:
         """The positions of new tokens, from the lengths of their rows if these differ and no positions are given."""

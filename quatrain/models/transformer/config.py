@@ -14,6 +14,7 @@ from typing import Any
 
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value
+from quatrain.models.transformer.frontend import Frontend
 
 MAX_SIZE = 2**31 - 1
 """The largest size or id: the maximum of a signed 32-bit integer."""
@@ -33,6 +34,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "token_classification",
         "question_answering",
         "multiple_choice",
+        "image_classification",
+        "distilled_classification",
         "embedding",
         "value",
         "none",
@@ -43,7 +46,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "norm_position": ("pre", "post", "sandwich"),
     "residual": ("sequential", "parallel", "parallel_shared"),
     "feed_forward": ("gated", "plain"),
-    "activation": ("silu", "gelu", "gelu_tanh", "relu", "tanh"),
+    "activation": ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "tanh"),
     "attention_bias": ("none", "qkv", "all"),
     "attention_scale_by_layer": ("constant", "inverse"),
     "query_key_norm": ("none", "head"),
@@ -72,7 +75,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
 | padding_embedding | `fixed` | the embedding of the padding token gets no gradient |
 """
 
-CLASSIFICATION_HEADS = ("sequence_classification", "token_classification", "multiple_choice", "next_sentence", "value")
+CLASSIFICATION_HEADS = (
+    "sequence_classification",
+    "token_classification",
+    "multiple_choice",
+    "next_sentence",
+    "image_classification",
+    "distilled_classification",
+    "value",
+)
 """Heads with a `score` layer that has one output per label, choice or value."""
 
 LANGUAGE_HEADS = ("causal", "masked", "pretraining", "seq2seq")
@@ -199,6 +210,10 @@ class ModelConfig:
     """Whether a norm follows the activation of the pooler."""
     score_bias: bool = False
 
+    frontend: Frontend | None = None
+    """How vectors are made of what is not a token (pictures, sound); None: the model reads tokens alone. A model
+    without a vocabulary (`vocab_size` 0) reads nothing else; of an encoder-decoder the encoder reads it."""
+
     initializer_range: float = 0.02
     dropout: float = 0.0
     """Dropout probability of the embedding and of each residual branch, in training."""
@@ -227,7 +242,7 @@ class ModelConfig:
 
     def _problems(self) -> Iterator[str]:
         sizes = [
-            "vocab_size",
+            *(["vocab_size"] if self.frontend is None or self.vocab_size != 0 else []),
             "hidden_size",
             "intermediate_size",
             "num_hidden_layers",
@@ -303,6 +318,8 @@ class ModelConfig:
             wrong, size = self.encoder_attention_heads, self.hidden_size
             yield f"encoder_attention_heads: {wrong}; must divide hidden_size ({size})"
         yield from self._unbuildable_choices()
+        if not self.vocab_size and (self.head in LANGUAGE_HEADS or self.architecture != "encoder"):
+            yield f"vocab_size: 0; needs an encoder without a language head, not {self.architecture} and {self.head}"
         if self.head == "seq2seq" and not both:
             yield f"head: 'seq2seq'; needs the architecture encoder-decoder, not {self.architecture}"
         start = self.decoder_start_token_id

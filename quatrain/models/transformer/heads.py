@@ -64,12 +64,19 @@ def make_score(config: ModelConfig) -> nn.Linear | None:
     return nn.Linear(config.output_hidden_size, config.num_labels, bias=config.score_bias)
 
 
-def pool(hidden: Tensor, config: ModelConfig, input_ids: Tensor, segments: Tensor | None) -> Tensor:
+def make_distillation_score(config: ModelConfig) -> nn.Linear | None:
+    """The output layer that reads the distillation token (DeiT), or None."""
+    if config.head != "distilled_classification":
+        return None
+    return nn.Linear(config.output_hidden_size, config.num_labels, bias=config.score_bias)
+
+
+def pool(hidden: Tensor, config: ModelConfig, input_ids: Tensor | None, segments: Tensor | None) -> Tensor:
     """Pools hidden states (B, T, C) to one state per text (B, C), without padding (segment 0).
 
     Raises InputError if `pooling` is `eos` and a text has no end-of-sequence token.
     """
-    is_text = torch.ones_like(input_ids, dtype=torch.bool) if segments is None else segments != 0
+    is_text = hidden.new_ones(hidden.shape[:2], dtype=torch.bool) if segments is None else segments != 0
     rows = torch.arange(hidden.shape[0], device=hidden.device)
     if config.pooling in ("mean", "mean_sqrt", "weighted_mean"):
         weights = (is_text.long().cumsum(1) * is_text if config.pooling == "weighted_mean" else is_text)[
@@ -85,6 +92,8 @@ def pool(hidden: Tensor, config: ModelConfig, input_ids: Tensor, segments: Tenso
         return hidden[rows, torch.where(is_text, slots, hidden.shape[1] - 1).amin(1)]
     if config.pooling == "eos":
         ends = torch.tensor(_end_ids(config), device=hidden.device)
+        if input_ids is None:
+            raise InputError("pooling: 'eos'; reads the state of a token, and this input has none.")
         ended = torch.isin(input_ids, ends) & is_text
         if not bool(ended.any(1).all()):
             missing = (~ended.any(1)).nonzero().flatten().tolist()

@@ -41,7 +41,7 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int = 0, *, only: Co
             elif (deviation := _deviation(name, config)) is not None:
                 parameter.copy_(torch.empty(parameter.shape).normal_(0.0, 1.0, generator=generator) * deviation)
             else:
-                bound = parameter.shape[1] ** -0.5
+                bound = parameter[0].numel() ** -0.5  # Of a convolution the inputs are its whole kernel.
                 parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
 
 
@@ -49,7 +49,8 @@ def _deviation(name: str, config: ModelConfig) -> float | None:
     """The standard deviation of an embedding table or label layer; None for a projection."""
     if name == "embed_tokens.weight":
         return 0.05 if config.tie_word_embeddings else 0.5
-    tables = ("embed_positions.weight", "embed_token_types.weight", "relative_bias.weight", "score.weight")
+    tables = ("embed_positions.weight", "embed_token_types.weight", "relative_bias.weight", "score.weight",
+              "class_token", "distillation_token", "position_table")  # fmt: skip
     return config.initializer_range if name.endswith(tables) else None
 
 

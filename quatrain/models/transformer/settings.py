@@ -34,9 +34,13 @@ EncoderFamily = Literal["bert", "roberta", "distilbert", "modernbert"]
 EncoderDecoderFamily = Literal["t5", "mt5", "bart", "marian"]
 """Encoder-decoder families."""
 
-FamilyName = Literal[DecoderFamily, EncoderFamily, EncoderDecoderFamily, ClassicFamily]
+VisionFamily = Literal["vit", "deit", "ijepa"]
+"""Families that read pictures; a vision stage trains them."""
+
+FamilyName = Literal[DecoderFamily, EncoderFamily, EncoderDecoderFamily, VisionFamily, ClassicFamily]
 
 DECODERS, ENCODERS, ENCODER_DECODERS = map(get_args, (DecoderFamily, EncoderFamily, EncoderDecoderFamily))
+VISION = get_args(VisionFamily)
 CLASSIC = get_args(ClassicFamily)
 """Networks from before the transformer."""
 
@@ -52,13 +56,14 @@ PLAIN_FEED_FORWARD = (
     "t5",
     "bart",
     "marian",
+    *VISION,
 )
 """Families whose feed-forward network is not gated."""
 
-NO_GROUPED_QUERIES = ("gpt2", "opt", "bloom", "gpt_neox", *ENCODERS, *ENCODER_DECODERS)
+NO_GROUPED_QUERIES = ("gpt2", "opt", "bloom", "gpt_neox", *ENCODERS, *ENCODER_DECODERS, *VISION)
 """Families without grouped-query attention."""
 
-NOT_ROTARY = ("gpt2", "opt", "bloom", "bert", "roberta", "distilbert", *ENCODER_DECODERS)
+NOT_ROTARY = ("gpt2", "opt", "bloom", "bert", "roberta", "distilbert", *ENCODER_DECODERS, *VISION)
 """Families without rotary positions."""
 
 MISSING_HEADS = {

@@ -6,7 +6,7 @@ Families (`quatrain.models.families`) differ in their configuration alone. Param
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,22 @@ from quatrain.planning.limits import check_weights
 __all__ = ["IGNORE_INDEX", "Block", "Model", "Stack", "Trace"]
 
 
+class MoreInputs(TypedDict, total=False):
+    """Inputs of `Model.forward` and `hidden_states` that few models take.
+
+    - `adapters`, for a model with an adapter set: each row's adapter.
+    - `features` (B, …): what the model's frontend reads, pictures (B, C, H, W) or sound. A model without a vocabulary
+      reads them alone, an encoder-decoder in place of input_ids, and a decoder beside them: their vectors replace the
+      embeddings of the frontend's token.
+    - `branches` (B, T), with positions, for `hidden_states`: texts in a row share their beginning (0); a token sees it
+      and its own branch (1, 2, …). The model's configuration must have `supports_branches`.
+    """
+
+    adapters: Sequence[str | None] | None
+    features: Tensor | None
+    branches: Tensor | None
+
+
 class Model(Stack):
     """A transformer: `model(input_ids, labels) -> (logits, loss)`; for a language model logits (B, T, V), loss (B, T).
 
@@ -49,11 +65,14 @@ class Model(Stack):
         frozen_row = (
             config.pad_token_id if config.padding_embedding == "fixed" and (config.pad_token_id or 0) >= 0 else None
         )
-        self.embed_tokens = nn.Embedding(config.vocab_size, width, padding_idx=frozen_row)
+        self.embed_tokens: Any = None
+        if config.vocab_size:
+            self.embed_tokens = nn.Embedding(config.vocab_size, width, padding_idx=frozen_row)
         self.encoder = Stack(config.encoder) if config.architecture == "encoder-decoder" else None
         self.transform = heads.make_transform(config)
         self.pooler = heads.make_pooler(config)
         self.score = heads.make_score(config)
+        self.distillation_score = heads.make_distillation_score(config)
         self.lm_head: nn.Linear | None = None
         if config.head in LANGUAGE_HEADS:
             self.lm_head = nn.Linear(width, config.vocab_size, bias=config.head_bias == "learned")
@@ -75,7 +94,7 @@ class Model(Stack):
 
     def forward(
         self,
-        input_ids: Tensor | None,
+        input_ids: Tensor | None = None,
         labels: Any = None,
         *,
         positions: Tensor | None = None,
@@ -85,13 +104,14 @@ class Model(Stack):
         decoder_segments: Tensor | None = None,
         cache: KVCache | CacheRows | None = None,
         trace: Trace | None = None,
-        adapters: Sequence[str | None] | None = None,
+        **more: Unpack[MoreInputs],
     ) -> tuple[Any, Any]:
         """Runs input_ids (B, T) through the model; returns logits and, given labels, the loss.
 
+
         positions (B, T): the default is each token's position in its segment, continuing after the cache. segments (B,
         T): tokens attend within their segment only; 0 is padding. token_types (B, T): default 0. A cache is read and
-        extended; a trace is filled. `adapters`, for a model with an adapter set, names each row's adapter.
+        extended; a trace is filled. `more` has the inputs of `MoreInputs`.
 
         The encoder of an encoder-decoder reads input_ids (B, S), which may be None once the cache holds its keys and
         values; `segments` and `positions` are the encoder's. The decoder reads decoder_input_ids (B, T), by default the
@@ -106,6 +126,8 @@ class Model(Stack):
         | token_classification | (B, T, L) | (B, T) | (B, T) |
         | question_answering | (B, T, 2) | (B, 2): first and last token | (B) |
         | multiple_choice, input_ids (B, C, T) | (B, C) | (B) | (B) |
+        | image_classification | (B, L) | as sequence_classification | (B) |
+        | distilled_classification | (B, L), the mean of two | (B, 2): the label and the teacher's | (B) |
         | embedding | (B, hidden_size), pooled | | |
         | value | (B, T) | (B, T), NaN where unknown | (B, T) |
         | none | hidden states | | |
@@ -127,13 +149,13 @@ class Model(Stack):
             decoder_segments=decoder_segments,
             cache=cache,
             trace=trace,
-            adapters=adapters,
+            **more,
         )
         return self.head(hidden, labels, input_ids, segments)
 
     def hidden_states(
         self,
-        input_ids: Tensor | None,
+        input_ids: Tensor | None = None,
         *,
         positions: Tensor | None = None,
         segments: Tensor | None = None,
@@ -142,30 +164,36 @@ class Model(Stack):
         decoder_segments: Tensor | None = None,
         cache: KVCache | CacheRows | None = None,
         trace: Trace | None = None,
-        adapters: Sequence[str | None] | None = None,
-        branches: Tensor | None = None,
+        **more: Unpack[MoreInputs],
     ) -> Tensor:
         """The last hidden states (B, T, hidden_size), after the final norm; the decoder's in an encoder-decoder.
 
-        branches (B, T), with positions: texts in a row share their beginning (0); a token sees it and its own branch
-        (1, 2, …). The model's configuration must have `supports_branches`. Other arguments as in `forward`.
+        Arguments as in `forward`.
         """
+        adapters, features, branches = more.get("adapters"), more.get("features"), more.get("branches")
         if adapters is not None:
             self.adapter_set.activate(adapters)
         rows = None if cache is None else cache.rows()
+        if self.encoder is None and features is not None and self.embed_tokens is None:
+            return self.run(self.vectors_of(features), segments=segments, trace=trace)
         if self.encoder is None:
             new = ids = self._require_ids(input_ids)
             positions = self._default_positions(ids, segments) if positions is None else positions
             if rows is not None:
                 new, positions, segments = rows.tokens_to_process(ids, positions, segments)
-            inputs = StackInput(self.embed(new), positions, segments, token_types)
+            embedded = self.embed(new)
+            if features is not None:
+                embedded = self._with_vectors(embedded, new, features)
+            inputs = StackInput(embedded, positions, segments, token_types)
             if self.soft_prompt is not None:
                 inputs = self.soft_prompt.prepend_to(inputs, first=rows is None or rows.length == 0)
             hidden = self.run(**vars(inputs), cache=rows, trace=trace, branches=branches)
             return hidden if hidden.shape[1] == ids.shape[1] else hidden[:, -ids.shape[1] :]
         encoded = None
-        if input_ids is not None:
-            encoded, segments = self._encode(input_ids, positions=positions, segments=segments, trace=trace)
+        if input_ids is not None or features is not None:
+            encoded, segments = self._encode(
+                input_ids, positions=positions, segments=segments, trace=trace, features=features
+            )
         elif rows is None or not rows.has_encoded:
             raise InputError("An encoder-decoder needs input_ids until a cache holds the output of its encoder.")
         if rows is not None:
@@ -181,27 +209,49 @@ class Model(Stack):
             encoder_segments=segments,
         )
 
+    def _with_vectors(self, embedded: Tensor, ids: Tensor, features: Tensor) -> Tensor:
+        """Embedded tokens (B, T, C) with the vectors of the features in the places of the frontend's token.
+
+        Raises InputError if there are not as many such tokens as vectors.
+        """
+        vectors = self.vectors_of(features).flatten(0, 1)
+        places: Tensor = ids == self.frontend.token_id
+        if (count := int(places.sum())) != len(vectors):
+            raise InputError(
+                f"features: become {len(vectors)} vectors, and the text has {count} tokens {self.frontend.token_id} "
+                "for them; must be as many."
+            )
+        return embedded.masked_scatter(places[..., None], vectors.to(embedded.dtype))
+
     def encode(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         *,
         positions: Tensor | None = None,
         segments: Tensor | None = None,
         trace: Trace | None = None,
+        features: Tensor | None = None,
     ) -> Tensor:
         """The encoder's output (B, S, hidden_size) for input_ids (B, S); with a soft prompt its slots come first.
 
-        Raises InputError for a model without an encoder.
+        `features` replace the ids for an encoder that reads these. Raises InputError for a model without an encoder.
         """
-        return self._encode(input_ids, positions=positions, segments=segments, trace=trace)[0]
+        return self._encode(input_ids, positions=positions, segments=segments, trace=trace, features=features)[0]
 
     def _encode(
-        self, input_ids: Tensor, *, positions: Tensor | None, segments: Tensor | None, trace: Trace | None
+        self,
+        input_ids: Tensor | None,
+        *,
+        positions: Tensor | None,
+        segments: Tensor | None,
+        trace: Trace | None,
+        features: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The encoder's output, and the segments of its input."""
         if self.encoder is None:
             raise InputError(f"A {self.config.family} model is no encoder-decoder: it has no separate encoder.")
-        inputs = StackInput(self.embed(input_ids), positions, segments)
+        embedded = self.embed(input_ids) if features is None else self.encoder.vectors_of(features)
+        inputs = StackInput(embedded, positions, segments)
         if self.soft_prompt is not None:
             inputs = self.soft_prompt.prepend_to(inputs, first=True)
         return self.encoder.run(**vars(inputs), trace=None if trace is None else trace.encoder()), inputs.segments
@@ -223,9 +273,11 @@ class Model(Stack):
             return logits, None if labels is None else heads.token_loss(logits, labels)
         if config.head == "pretraining":
             return self._pretrain(hidden, labels, input_ids, segments)
+        if config.head == "distilled_classification":
+            return self._classify_twice(hidden, labels)
         if config.head in ("token_classification", "question_answering", "value"):
             return self._label_tokens(hidden, labels, segments)
-        pooled = heads.pool(hidden, config, self._require_ids(input_ids), segments)
+        pooled = heads.pool(hidden, config, input_ids, segments)
         if config.head == "embedding":
             return F.normalize(pooled, dim=-1) if config.normalize_embedding else pooled, None
         logits = self._score(pooled if self.pooler is None else self.pooler(pooled))
@@ -270,6 +322,18 @@ class Model(Stack):
         loss = heads.span_loss if self.config.head == "question_answering" else heads.token_loss
         return logits, None if labels is None else loss(logits, labels)
 
+    def _classify_twice(self, hidden: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """DeiT's two classifiers: the class token learns the label, the distillation token the teacher's (B, 2)."""
+        if self.distillation_score is None:
+            raise InputError(f"This model has the head {self.config.head}, which has no distillation token.")
+        logits = self._score(hidden[:, 0]), self.distillation_score(hidden[:, 1])
+        mean = (logits[0] + logits[1]) / 2
+        if labels is None:
+            return mean, None
+        losses = [heads.label_loss(each, label, "single_label")
+                  for each, label in zip(logits, labels.unbind(1), strict=True)]  # fmt: skip
+        return mean, (losses[0] + losses[1]) / 2
+
     def _pretrain(self, hidden: Tensor, labels: Any, input_ids: Tensor | None, segments: Tensor | None) -> Any:
         """Logits and losses of BERT's pre-training: masked tokens and next-sentence prediction."""
         pooled = heads.pool(hidden, self.config, self._require_ids(input_ids), segments)
@@ -305,6 +369,8 @@ class Model(Stack):
         Raises InputError for ids outside the vocabulary; they are checked on the CPU only.
         """
         ids = self._require_ids(input_ids)
+        if self.embed_tokens is None:
+            raise InputError(f"input_ids: a {self.config.family} model has no vocabulary; give it features.")
         if ids.device.type == "cpu" and ids.numel():
             low, high = (int(end) for end in torch.aminmax(ids))
             if low < 0 or high >= self.config.vocab_size:
@@ -326,7 +392,8 @@ class Model(Stack):
 
     def _require_ids(self, ids: Tensor | None) -> Tensor:
         if ids is None:
-            what = "input_ids" if self.encoder is None else "decoder_input_ids, or labels to derive them from"
+            what = "input_ids" if self.embed_tokens is not None else "features"
+            what = what if self.encoder is None else "decoder_input_ids, or labels to derive them from"
             raise InputError(f"A {self.config.family} model needs {what}.")
         return ids
 
@@ -358,8 +425,8 @@ class Model(Stack):
 
     @property
     def device(self) -> torch.device:
-        """The device of the embedding."""
-        return self.embed_tokens.weight.device
+        """The device of the weights."""
+        return next(self.parameters()).device
 
     def num_parameters(self, *, trainable: bool = False) -> int:
         """Number of parameters, tied ones counted once; `trainable`: only those that require a gradient."""

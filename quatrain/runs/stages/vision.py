@@ -1,0 +1,80 @@
+"""The vision stage: a transformer that reads pictures learns their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from quatrain.core.settings import Listing, Problem
+from quatrain.models.transformer.settings import VISION
+from quatrain.runs.settings import RecipeSettings, StageSettings
+from quatrain.runs.stage import Lesson, StageSpec, deferred
+from quatrain.training.settings import TrainSettings
+
+
+class VisionStage(StageSettings):
+    """Trains a vision model from scratch or from the model so far; `train.batch_tokens` counts pictures.
+
+    `images` is a set of the package (`digits`, `spoken-digits`), a folder with a subfolder of pictures for each class,
+    or several joined by " + ". `image_size` is the side of a prepared picture; a model that was made for another one
+    gets interpolated positions. `teacher` is a model folder whose classes a model with a distillation token (family =
+    "deit") learns beside the labels. `validation` is the share of the training pictures that validations measure.
+    """
+
+    kind: Literal["vision"] = "vision"
+    batches_of_tokens: ClassVar[bool] = False
+    images: str = Field(min_length=1)
+    image_size: int = Field(default=32, ge=1, le=4096)
+    patch_size: int = Field(default=4, ge=1, le=1024)
+    augment: Listing[Literal["flip", "shift", "brightness", "erase"]] = ()
+    teacher: str | None = Field(default=None, min_length=1)
+    validation: float = Field(default=0.1, ge=0, lt=1)
+    train: TrainSettings
+
+    def conflicts(self) -> Iterator[Problem]:
+        if self.image_size % self.patch_size:
+            text = f"{self.image_size}; must be a multiple of patch_size ({self.patch_size}), or pixels are not seen"
+            yield Problem(("image_size",), text, (("patch_size",),))
+        if self.train.packing:
+            yield Problem(("train", "packing"), "true; pictures are not packed: leave it out")
+
+
+def conflicts(settings: VisionStage, recipe: RecipeSettings, index: int) -> Iterator[Problem]:
+    """A family that reads no pictures, and a teacher for one without a distillation token."""
+    if recipe.model.folder is not None:
+        return
+    if recipe.model.family not in VISION:
+        known = ", ".join(VISION)
+        yield Problem(("model", "family"), f'"{recipe.model.family}"; a vision stage needs one of {known}')
+    elif settings.teacher is not None and recipe.model.family != "deit":
+        text = f'"{settings.teacher}"; only family = "deit" has a distillation token'
+        yield Problem(("stage", index, "teacher"), text, (("model", "family"),))
+
+
+def file_problems(settings: VisionStage, recipe: RecipeSettings) -> Iterator[str]:
+    """Pictures that are not there."""
+    from quatrain.core.reading import user_path
+    from quatrain.data.pictures import JOINED, names
+
+    for name in (part.strip() for part in settings.images.split(JOINED)):
+        if name not in names() and not user_path(name, "images").is_dir():
+            yield f"images: {name} is neither a folder nor one of {', '.join(names())}"
+
+
+def teaches(settings: VisionStage) -> Lesson:
+    """The task of its head."""
+    return "task"
+
+
+SPEC = StageSpec(
+    VisionStage,
+    run=deferred("quatrain.runs.stages._vision:run"),
+    produces=("model",),
+    prepare=deferred("quatrain.runs.stages._vision:prepare"),
+    conflicts=conflicts,
+    file_problems=file_problems,
+    teaches=teaches,
+    tables=("model",),
+)
