@@ -40,7 +40,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Source:
-    """A named data set. `format` is text, jsonl, alpaca, a format of `quatrain.data.formats`, or sqlite for databases.
+    """A named data set. `format` is text, jsonl, alpaca, a format of `quatrain.data.formats`, sqlite or audio.
 
     All copies have the same content. `where` selects the rows with these values (column, value); `databases` names the
     source with the databases of its questions. A set with `derived` is made by that rule of `quatrain.data.derived`

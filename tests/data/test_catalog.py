@@ -40,7 +40,7 @@ def test_every_entry_is_in_the_shared_data_and_whole(name: str) -> None:
 
 @pytest.mark.parametrize("source", CATALOG.values(), ids=list(CATALOG))
 def test_every_entry_is_complete(source: Source) -> None:
-    assert source.description and source.licence and source.format in ("jsonl", "alpaca", "sqlite", *FORMATS)
+    assert source.description and source.licence and source.format in ("jsonl", "alpaca", "sqlite", "audio", *FORMATS)
     if source.derived is not None:
         module = source.derived.partition(":")[0]
         assert hasattr(import_module(f"quatrain.data.derived.{module}"), "rows")
