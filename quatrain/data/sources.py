@@ -29,6 +29,9 @@ PREFIX = "hf:"
 JOINED = " + "
 """The separator of several source names."""
 
+UNPACKED = {".gz": 2.6, ".bz2": 3.5, ".zst": 3.0, ".xz": 3.5, ".zip": 3.0, ".parquet": 2.0}
+"""How many bytes of text a byte of a compressed file holds, about."""
+
 _BRACES = re.compile(r"\{([^{},]*),([^{},]*)\}")
 
 #: Called with each path of a folder that is not read, and the reason.
@@ -81,6 +84,29 @@ def source_names(source: str | Path) -> tuple[str, ...]:
     if JOINED not in str(source) or exists(source):
         return (str(source),)
     return tuple(name for part in str(source).split(JOINED) if (name := part.strip()))
+
+
+def text_bytes(source: str | Path) -> int | None:
+    """About how many bytes of text a source has, by the sizes of its files, none of which is read or downloaded.
+
+    Compressed files count as much as such text usually unpacks to. None for a source whose size is not known, such as
+    one on a hub.
+    """
+    total = 0.0
+    for name in source_names(source):
+        entry = catalog.find(name)
+        if entry is not None:
+            sizes = [(Path(copy.path), copy.size) for copy in entry.copies if copy.size is not None][:1]
+        elif exists(name):
+            path = user_path(name)
+            files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+            sizes = [(each, each.stat().st_size) for each in files]
+        else:
+            sizes = []
+        if not sizes:
+            return None
+        total += sum(size * UNPACKED.get(path.suffix.lower(), 1.0) for path, size in sizes)
+    return round(total)
 
 
 def selected_rows(source: str | Path) -> dict[Path, list[dict[str, str]]]:

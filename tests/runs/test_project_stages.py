@@ -99,6 +99,24 @@ def test_the_cost_of_the_stages_is_that_of_their_tokens(recipe: str) -> None:
     assert cost.memory > 0
 
 
+@pytest.mark.parametrize(
+    ("source", "kind", "steps"),
+    [("{folder}/a.txt", "bpe", 100), ("{folder}/a.txt", "char", 400), ("{folder}", "bpe", 100 + 130),
+     ("{folder}/a.txt + the-verdict", "bpe", 100 + 20_479 / 4_000), ("hf:someone/something", "bpe", 1000)],
+)  # fmt: skip
+def test_an_epoch_is_counted_by_the_sizes_of_files(source: str, kind: str, steps: float, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"word " * 80_000)
+    (tmp_path / "b.jsonl.gz").write_bytes(b"x" * 200_000)
+    parsed = load(
+        "gpt-pretrain",
+        [f"data.source={source.format(folder=tmp_path)}", f"tokenizer.kind={kind}", "tokenizer.vocab_size=500",
+         "stage.pretrain.train.steps=none", "stage.pretrain.train.epochs=2", "stage.pretrain.train.batch_tokens=1000"],
+    )  # fmt: skip
+    (cost,) = stage_costs(parsed, memory=False)
+    tokens = cost.flops / counts.training_flops_per_token(parsed.model.config(500), 256)
+    assert tokens == pytest.approx(2 * steps * 1000, rel=1e-3)
+
+
 def test_a_plan_depends_on_all_stages_and_no_stage_on_the_plan(recipe: str) -> None:
     """Longer training is another plan; another plan is no other training."""
     marks = [
