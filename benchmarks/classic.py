@@ -295,7 +295,7 @@ def main() -> None:
     asked.add_argument("--data", type=Path, default=os.environ.get("QUATRAIN_DATA"), help="folder of the shared data")
     asked.add_argument("--vectors", action="store_true")
     asked.add_argument("--sentences", action="store_true")
-    asked.add_argument("--sentence-rate", type=float, default=0.1)
+    asked.add_argument("--sentence-rate", type=float, default=0.3)
     asked.add_argument("--large", type=int, default=0, help="copies of the novels; each has 29 MB")
     asked.add_argument("--epochs", type=int, default=5)
     asked.add_argument("--rate", type=float, default=0.012)
