@@ -298,8 +298,8 @@ def main() -> None:
     asked.add_argument("--sentence-rate", type=float, default=0.3)
     asked.add_argument("--large", type=int, default=0, help="copies of the novels; each has 29 MB")
     asked.add_argument("--epochs", type=int, default=5)
-    asked.add_argument("--rate", type=float, default=0.012)
-    asked.add_argument("--rows", type=int, default=16, help="rows of 64 words of a batch")
+    asked.add_argument("--rate", type=float, default=0.025)
+    asked.add_argument("--rows", type=int, default=4, help="rows of 64 words of a batch")
     arguments = asked.parse_args()
     data = None if arguments.quick or arguments.data is None else Path(arguments.data)
     if arguments.quick:

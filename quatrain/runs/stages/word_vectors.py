@@ -18,7 +18,7 @@ class WordVectorsStage(StageSettings):
     """Skip-gram, CBOW, Sent2Vec or GloVe on the trainer, or a method of gensim with `library = "gensim"`.
 
     `train.batch_tokens` counts words, for GloVe pairs. All but GloVe step by the sum of a batch's pairs:
-    `optimizer = "sgd"` with a learning rate of 0.025 is word2vec's own way, in batches of about 1,000 words. gensim
+    `optimizer = "sgd"` with a learning rate of 0.025 is word2vec's own way, in batches of 256 words. gensim
     reads `train.epochs` alone: it has its own learning rate. `hierarchical` is gensim's hierarchical softmax in place
     of drawn words. `similarity` and `analogies` are files that score the vectors.
     """
