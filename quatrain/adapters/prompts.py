@@ -167,6 +167,8 @@ def check(model: Model, method: str) -> None:
     problems = []
     if model.encoder is not None and method == "prefix":
         problems.append(f"method: prefix; {model.config.family} has an encoder: use prompt or p-tuning")
+    if model.config.recurs and method == "prefix":
+        problems.append(f"method: prefix; the recurrent layers of {model.config.family} have no keys: use prompt")
     if model.soft_prompt is not None:
         problems.append("method: the model has a soft prompt already")
     if problems:

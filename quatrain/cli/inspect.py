@@ -172,11 +172,15 @@ class _Look:
     def architecture(self) -> dict[str, Any]:
         """The module tree and the architecture choices."""
         from quatrain.evaluation.inspection import architecture, choices
+        from quatrain.evaluation.inspection.unknown_family import unknown_family_lines
         from quatrain.evaluation.inspection.wording import architecture_lines
 
         subject = self.subject
         if not subject.is_planned:
             return self._facts()
+        if (unknown := subject.unknown_family) is not None:
+            self.show(unknown_family_lines(unknown))
+            return unknown.as_dict()
         config, dtype = subject.config, subject.dtype
         details = architecture(config, dtype=dtype, prepare=subject.prepare)
         self.show([f"{subject.name}: {config.family}, {config.architecture}, head {config.head}"])

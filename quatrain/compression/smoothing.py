@@ -44,9 +44,11 @@ def scale_groups(block: Block) -> Iterator[ScaleGroup]:
     """The groups of a block whose source can take a scale per channel.
 
     Left out: inputs that are the residual stream (post-norm families), an attention output whose values are shared by
-    several query heads, and a feed-forward layer behind an activation alone.
+    several query heads, a feed-forward layer behind an activation alone, and blocks with a recurrent layer.
     """
     attention, mlp = block.self_attn, block.mlp
+    if attention is None or mlp is None:
+        return
     first = (attention.q_proj, attention.k_proj, attention.v_proj)
     second = (mlp.up_proj,) if mlp.gate_proj is None else (mlp.gate_proj, mlp.up_proj)
     if block.norm_position != "post":

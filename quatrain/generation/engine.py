@@ -21,7 +21,7 @@ from quatrain.generation.requests import Completion, Request, SequenceState, Tex
 from quatrain.generation.runner import context_limit, has_encoder
 from quatrain.generation.scheduler import Scheduler, Statistics
 from quatrain.generation.scoring import CompletionScore, score_completions
-from quatrain.generation.speculative import DraftModel, Proposer
+from quatrain.generation.speculative import DraftModel, Proposer, check_rewinds
 from quatrain.generation.states import make_runner
 from quatrain.generation.text import TokenizerLike, special_token_id, stopped, token_ids_of
 from quatrain.models.kernels.decode import NativeUse
@@ -91,6 +91,7 @@ class Engine:
         self.end_ids = sorted(set(end_ids)) if end_ids is not None else _end_ids(model, self.target_tokenizer)
         self.max_rows = max_rows
         if speculation is not None:
+            check_rewinds(model)
             speculation.check(model, self.target_tokenizer)
         self.scheduler = Scheduler(
             make_runner(model, native=native),

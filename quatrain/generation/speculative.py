@@ -56,6 +56,15 @@ class Proposer(Protocol):
         """At most so many guesses for each sequence. Sequences that are not among the rows have left."""
 
 
+def check_rewinds(model: Model) -> None:
+    """Raises InputError for a model whose state cannot take back the tokens of a wrong guess."""
+    if getattr(model.config, "recurs", False):
+        raise InputError(
+            f"Speculative decoding takes back wrong guesses, and the state of a {model.config.family} model cannot go "
+            "back; leave the speculation out. Such a model can be the draft model of another."
+        )
+
+
 class PromptLookup:
     """Guesses that the text goes on as it did after the last tokens were seen before, in the prompt or the completion.
 

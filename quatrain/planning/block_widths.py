@@ -15,8 +15,10 @@ BLOCKS = {32: "Q4_0 to Q8_0", 256: "the K formats Q2_K to Q6_K"}
 def row_widths(config: ModelConfig) -> dict[str, int]:
     """The widths of the rows of a model's matrices, by what decides them."""
     attention = config.num_attention_heads * config.head_dim
-    widths = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size}
-    if attention != config.hidden_size:
+    widths = {"hidden_size": config.hidden_size}
+    if config.feed_forward != "none":
+        widths["intermediate_size"] = config.intermediate_size
+    if config.attends and attention != config.hidden_size:
         widths["num_attention_heads x head_dim"] = attention
     if config.embedding_size and config.embedding_size != config.hidden_size:
         widths["embedding_size"] = config.embedding_size

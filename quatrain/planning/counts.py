@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer import recurrence
+from quatrain.models.transformer.config import RECURRENT_LAYERS, ModelConfig
 
 if TYPE_CHECKING:
     from quatrain.models.transformer.stack import Model
@@ -54,23 +55,23 @@ def built(config: ModelConfig) -> Model:
 
 
 def _counted(config: ModelConfig, count: Callable[[Model], Count]) -> Count:
-    """Counts a model of one and of two layers, and extrapolates: every further layer is like the second.
+    """Counts a model of one layer and of two, and extrapolates: every further layer is like the second of its type.
 
     A count is a number, or an array of several.
     """
 
-    def of(layers: int, encoder_layers: int) -> Count:
-        kinds = config.layer_types[:layers]
-        few = replace(config, num_hidden_layers=layers, layer_types=kinds, num_encoder_layers=encoder_layers)
+    def of(kinds: tuple[str, ...], encoder_layers: int) -> Count:
+        few = replace(config, num_hidden_layers=len(kinds), layer_types=kinds, num_encoder_layers=encoder_layers)
         return count(built(few))
 
-    layers, encoder_layers = config.num_hidden_layers, config.num_encoder_layers
+    first, *others = ("full" if kind == "sliding" else kind for kind in config.layer_types)  # of the same size
+    encoder_layers = config.num_encoder_layers
     least = min(encoder_layers, 1)
-    total = start = of(1, least)
-    if layers > 1:
-        total = total + (layers - 1) * (of(2, least) - start)
+    total = start = of((first,), least)
+    for kind, layers in Counter(others).items():
+        total = total + layers * (of((first, kind), least) - start)
     if encoder_layers > 1:
-        total = total + (encoder_layers - 1) * (of(1, 2) - start)
+        total = total + (encoder_layers - 1) * (of((first,), 2) - start)
     return total
 
 
@@ -90,10 +91,13 @@ def parameters(config: ModelConfig) -> int:
 PARTS = {
     "embeddings": ("embed", "position", "wte", "wpe", "frontend"),
     "attention": ("attn", "attention", "relative"),
+    "recurrence": ("mixer",),
     "feed-forward": ("mlp", "feed_forward"),
     "norms": ("norm",),
 }
 """Parts of a network, by words in the names of their modules; the first that occurs in a name decides."""
+LAYER_PARTS = ("attention", "recurrence", "feed-forward")
+"""The parts that hold the matrices of a layer."""
 
 
 def parameters_by_part(config: ModelConfig) -> dict[str, int]:
@@ -141,8 +145,9 @@ def flops_per_token(
     the frozen weights it takes 4 N instead of 6 N. `windows` = False counts what a kernel computes that masks the
     scores outside a window instead of leaving them out. PyTorch's counter gives exactly these numbers.
     """
-    weights = 2 * matmul_parameters(config)
-    spans = _spans(config, context) if windows else [context] * config.num_hidden_layers
+    weights = 2 * matmul_parameters(config) + recurrent_flops(config, context)
+    spans = _spans(config, context)
+    spans = spans if windows else [context] * len(spans)
     attention = 4 * config.num_attention_heads * config.head_dim * sum(spans)
     if config.architecture == "encoder-decoder":
         encoder = config.encoder
@@ -152,6 +157,21 @@ def flops_per_token(
     if not training:
         return float(weights + attention)
     return float((2 if frozen else 3) * weights + 3 * attention)
+
+
+def recurrent_flops(config: ModelConfig, context: int) -> float:
+    """Forward FLOPs of one token in the chunked scans of recurrent layers: matrix products that have no weights."""
+    count = sum(kind in RECURRENT_LAYERS for kind in config.layer_types)
+    if not count:
+        return 0
+    size, width = config.recurrent_state_size, config.recurrent_heads * config.recurrent_head_dim
+    if "mlstm" in config.layer_types:
+        width += config.recurrent_heads  # the normalizer of each head
+    chunk = min(recurrence.CHUNK, context)
+    chunks = -(-context // chunk)
+    read = chunks * chunk * chunk * (config.recurrent_groups * size + width)
+    passed = (chunks - 1) * chunk * 2 * width * size
+    return 2 * count * (read + passed) / context
 
 
 def is_planned(config: Any) -> bool:
@@ -170,7 +190,7 @@ def training_flops_per_token(config: Any, context: int) -> float:
 def _spans(config: ModelConfig, context: int) -> list[int]:
     """How many tokens each layer attends to."""
     window = config.sliding_window or context
-    return [min(context, window) if kind == "sliding" else context for kind in config.layer_types]
+    return [min(context, window) if kind == "sliding" else context for kind in config.attention_layers]
 
 
 def kv_cache_bytes(
@@ -180,13 +200,14 @@ def kv_cache_bytes(
 
     A sliding layer caches `windows` times its window: 2 in our engine, which moves the cache once a window; 1 is the
     least that the architecture needs. An encoder-decoder also caches the keys and values of an encoded text of
-    `context` tokens.
+    `context` tokens. A recurrent layer has a state in float32 instead, of the same size for every context.
     """
     window = windows * (config.sliding_window or context)
-    slots = sum(min(context, window) if kind == "sliding" else context for kind in config.layer_types)
+    slots = sum(min(context, window) if kind == "sliding" else context for kind in config.attention_layers)
     if config.architecture == "encoder-decoder":
         slots += config.num_hidden_layers * context
-    return 2 * slots * config.num_key_value_heads * config.head_dim * batch_size * BYTES[dtype]
+    keys_and_values = 2 * slots * config.num_key_value_heads * config.head_dim * BYTES[dtype]
+    return batch_size * (keys_and_values + recurrence.state_bytes(config))
 
 
 def weight_bytes(config: ModelConfig, dtype: str = "float32") -> int:

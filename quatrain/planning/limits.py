@@ -15,6 +15,7 @@ import torch
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_bytes
 from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.recurrence import state_bytes
 from quatrain.planning.machine import available_memory
 
 LARGEST_MODEL = 2**58
@@ -81,12 +82,15 @@ def least_parameters(config: ModelConfig) -> int:
 
 
 def _attention(config: ModelConfig) -> int:
+    """Elements of the projections of a layer's attention, or the least that a recurrent layer has."""
+    if not config.attends:
+        return 3 * config.hidden_size * config.recurrent_heads * config.recurrent_head_dim
     query, kv = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
     return config.hidden_size * 2 * (query + kv)
 
 
 def _stack(config: ModelConfig) -> int:
-    matrices = 3 if config.feed_forward == "gated" else 2
+    matrices = {"gated": 3, "plain": 2, "none": 0}[config.feed_forward]
     return config.num_hidden_layers * (_attention(config) + matrices * config.hidden_size * config.intermediate_size)
 
 
@@ -140,9 +144,9 @@ def check_generation(
     generated tokens; an element of the cache has `item_bytes`.
     """
     width = virtual_tokens + prompt_tokens + new_tokens
-    windows = [config.sliding_window if kind == "sliding" else None for kind in config.layer_types]
+    windows = [config.sliding_window if kind == "sliding" else None for kind in config.attention_layers]
     slots = sum(width if not window else min(width, 2 * window) for window in windows)
-    cache = 2 * slots * config.num_key_value_heads * config.head_dim * item_bytes
+    cache = 2 * slots * config.num_key_value_heads * config.head_dim * item_bytes + state_bytes(config)
     biases = 0
     if config.position in ("relative", "alibi"):  # a distance and each head's bias for every pair of tokens
         biases = (width - new_tokens) ** 2 * (2 * 8 + 4 * config.num_attention_heads)

@@ -16,6 +16,7 @@ from quatrain.core.errors import InputError
 from quatrain.core.wording import format_bytes
 from quatrain.models.io.model_folder import config_of
 from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.recurrence import state_bytes
 from quatrain.planning import counts, scaling
 from quatrain.planning.bill import Cluster, Offer, bill, cheapest_clusters, pf_days, training_flops
 from quatrain.planning.block_widths import BLOCKS, undivided
@@ -176,12 +177,16 @@ def inference_section(size: ModelSize) -> Section:
     if config is None or not (config.is_causal or config.architecture == "encoder-decoder"):
         return section
     longest = config.max_position_embeddings
-    per_token = counts.kv_cache_bytes(config, 1, dtype="bfloat16")
+    if state := state_bytes(config):
+        section.add("state", state, "state of a text, float32", format_bytes(state), "any length")
+    if not config.attends:
+        return section
+    per_token = counts.kv_cache_bytes(config, 1, dtype="bfloat16") - state
     section.add(
         "cache_per_token", per_token, "KV cache of a token, bfloat16", format_bytes(per_token),
         "2 x layers x KV heads x head width x 2 bytes",
     )  # fmt: skip
-    least = counts.kv_cache_bytes(config, longest, dtype="bfloat16", windows=1)
+    least = counts.kv_cache_bytes(config, longest, dtype="bfloat16", windows=1) - state
     naive = per_token * longest
     section.add(
         "cache_least", least, f"KV cache of {longest:,} tokens, bfloat16", format_bytes(least),

@@ -55,14 +55,15 @@ def _shapes(config: ModelConfig) -> dict[str, Any]:
     outside = layer_activation_bytes(config, one, tensor=10**12, sequence_parallel=False) / one.element
     whole = layer_activation_bytes(config, one) / one.element
     parts = counts.parameters_by_part(config)
-    windows = [config.sliding_window if kind == "sliding" else None for kind in config.layer_types]
+    windows = [config.sliding_window if kind == "sliding" else None for kind in config.attention_layers]
     return {
         "matmul": counts.matmul_parameters(config),
         "attention_width": config.num_attention_heads * config.head_dim,
+        "recurrent": counts.recurrent_flops(config, config.max_position_embeddings),
         "windows": windows,
         "hidden": config.hidden_size,
         "layers": layers,
-        "layer_parameters": (parts.get("attention", 0) + parts.get("feed-forward", 0)) / layers,
+        "layer_parameters": sum(parts.get(part, 0) for part in counts.LAYER_PARTS) / layers,
         "outside": outside,
         "inside": whole - outside,
     }

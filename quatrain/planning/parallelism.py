@@ -12,13 +12,22 @@ what a small model holds.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_bytes
-from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.blocks import RECURRENT
+from quatrain.models.transformer.config import RECURRENT_LAYERS, ModelConfig
+from quatrain.models.transformer.context import ForwardContext
+from quatrain.models.transformer.initialization import Uninitialized
+from quatrain.models.transformer.recurrence import CHUNK
 from quatrain.planning import counts
 
 OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "muon": 4, "sgd": 0}
@@ -189,20 +198,54 @@ def layer_activation_bytes(config: ModelConfig, step: Step, tensor: int = 1, seq
     if step.checkpointing == "full":
         return tokens * e * h / spread
     norms = {"pre": 2, "post": 2, "sandwich": 4}[config.norm_position]
-    blocks = 1 if config.residual == "parallel_shared" else 2  # inputs of attention and feed-forward, shared or not
+    if config.feed_forward == "none":
+        norms //= 2
+    blocks = (
+        1 if config.residual == "parallel_shared" or config.feed_forward == "none" else 2
+    )  # inputs of attention and feed-forward, shared or not
     norms -= 1 if config.residual != "sequential" else 0  # both norms of a parallel layer read the same input
     outside = e * (norms + blocks) * h + (2 * h if config.dropout else 0)
-    inside = e * (2 * queries + 2 * keys)  # queries, keys, values, and the input of the output projection
+    mixed = e * (2 * queries + 2 * keys)  # queries, keys, values, and the input of the output projection
     if config.query_key_norm != "none":
-        inside += e * (queries + keys)
+        mixed += e * (queries + keys)
+    attending = len(config.attention_layers)
+    inside = attending / config.num_hidden_layers * mixed + recurrent_activation_bytes(config, step)
     if config.feed_forward == "gated":
         inside += e * (3 if step.fused_gate else 4) * f
-    else:
+    elif config.feed_forward == "plain":
         inside += e * (1 if config.activation in ("relu", "tanh") else 2) * f
     if step.checkpointing == "none" and not step.flash:
         scores = (1 if config.attention_softcap is None else 2) * e + ((e + 1) if config.dropout else 0)
         inside += config.num_attention_heads * step.context * scores
     return tokens * (outside / spread + inside / tensor)
+
+
+def recurrent_activation_bytes(config: ModelConfig, step: Step) -> float:
+    """Bytes per token that the mixers of recurrent layers keep besides their input, as a mean over all layers.
+
+    Counted on the mixers themselves, on the meta device: what a scan keeps has no short formula. It grows linearly with
+    the number of chunks.
+    """
+    kinds = Counter(kind for kind in config.layer_types if kind in RECURRENT_LAYERS)
+    tokens = min(step.context, 2 * CHUNK)
+    total = 0.0
+    for kind, layers in kinds.items():
+        with torch.device("meta"), Uninitialized():
+            mixer: nn.Module = RECURRENT[kind](config, config.layer_types.index(kind))
+            mixer = mixer.to(torch.float32 if step.element == 4 else torch.bfloat16)
+            x = torch.empty(1, tokens, config.hidden_size, dtype=next(mixer.parameters()).dtype)
+        without = {tensor.untyped_storage()._cdata for tensor in (x, *mixer.parameters())}
+        kept: dict[int, Tensor] = {}
+
+        def keep(tensor: Tensor, kept: dict[int, Tensor] = kept) -> Tensor:
+            kept[tensor.untyped_storage()._cdata] = tensor
+            return tensor
+
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = mixer(x, ForwardContext({}))
+        total += layers * sum(each.untyped_storage().nbytes() for key, each in kept.items() if key not in without)
+        del output
+    return total / tokens / config.num_hidden_layers
 
 
 def device_memory(config: ModelConfig, step: Step, layout: Layout = Layout()) -> DeviceMemory:
@@ -223,9 +266,8 @@ def device_memory(config: ModelConfig, step: Step, layout: Layout = Layout()) ->
     activations = per_layer * layers
     if layout.zero >= 3:
         parts = counts.parameters_by_part(config)
-        weights += (
-            2 * step.element * (parts.get("attention", 0) + parts.get("feed-forward", 0)) / layers / layout.tensor
-        )
+        matrices = sum(parts.get(part, 0) for part in counts.LAYER_PARTS)
+        weights += 2 * step.element * matrices / layers / layout.tensor
     if step.checkpointing == "full":  # one layer is computed again in full
         whole = replace(step, checkpointing="none")
         activations += layer_activation_bytes(config, whole, layout.tensor, layout.sequence_parallel)

@@ -47,8 +47,8 @@ class Row:
 
 def twin(config: ModelConfig) -> ModelConfig:
     """A small configuration with the choices of a large one: its norms, gates, ratio of heads and pattern of layers."""
-    heads = min(config.num_attention_heads, 8)
-    groups = max(1, heads * config.num_key_value_heads // config.num_attention_heads)
+    heads = min(config.num_attention_heads or config.recurrent_heads, 8)
+    groups = max(1, heads * config.num_key_value_heads // (config.num_attention_heads or 1))
     while heads % groups:
         groups -= 1
     layers = min(config.num_hidden_layers, max(LAYERS, _period(config.layer_types)))
@@ -56,12 +56,20 @@ def twin(config: ModelConfig) -> ModelConfig:
     changes: dict[str, Any] = {
         "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "num_attention_heads": heads, "num_key_value_heads": groups,
         "head_dim": width, "num_hidden_layers": layers, "layer_types": config.layer_types[:layers],
-        "intermediate_size": max(8, round(HIDDEN * config.intermediate_size / config.hidden_size / 8) * 8),
+        "intermediate_size": max(8, round(HIDDEN * config.intermediate_size / config.hidden_size / 8) * 8)
+        if config.intermediate_size else 0,
         "max_position_embeddings": 2 * CONTEXT, "rope_scaling": None, "local_rope_scaling": None, "rotary_dim": 0,
         "embedding_size": 0 if config.embedding_size in (0, config.hidden_size) else HIDDEN // 2, "dropout": 0.0,
         "bos_token_id": None, "eos_token_id": None, "pad_token_id": None, "decoder_start_token_id": 0,
         "attention_scale": None, "head": _head(config),
     }  # fmt: skip
+    if not config.attends:
+        changes |= {"num_attention_heads": 0, "num_key_value_heads": 0, "head_dim": 0}
+    if config.recurs:
+        inner = config.recurrent_heads * config.recurrent_head_dim * HIDDEN // config.hidden_size
+        changes |= {"recurrent_heads": heads, "recurrent_head_dim": max(2, inner // heads),
+                    "recurrent_state_size": min(config.recurrent_state_size, 32),
+                    "recurrent_groups": heads if config.recurrent_groups == config.recurrent_heads else 1}  # fmt: skip
     if config.sliding_window is not None:
         changes["sliding_window"] = CONTEXT // 4
     if config.architecture == "encoder-decoder":
@@ -96,8 +104,7 @@ def compare(config: ModelConfig) -> Iterator[Row]:
         cache = KVCache(small, ROWS, CONTEXT)
         with torch.no_grad():
             _output(model, tokens, cache=cache)
-        held = _bytes([*cache.keys, *cache.values, *(each for pair in cache.cross_attention.values() for each in pair)])
-        yield Row("bytes of the KV cache", counts.kv_cache_bytes(small, CONTEXT, ROWS), held, "B")
+        yield Row("bytes of the KV cache", counts.kv_cache_bytes(small, CONTEXT, ROWS), cache.nbytes, "B")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         before = torch.cuda.memory_allocated()
@@ -121,8 +128,9 @@ def compare(config: ModelConfig) -> Iterator[Row]:
 
 def _activations(config: ModelConfig, tokens: Tensor) -> Row:
     """What two further layers save for the backward pass, beside the formula."""
+    kind = "full" if config.layer_types[0] == "sliding" else config.layer_types[0]
     few, more = (
-        _saved(Model(config.replace(num_hidden_layers=count, layer_types=("full",) * count)).initialize(0), tokens)
+        _saved(Model(config.replace(num_hidden_layers=count, layer_types=(kind,) * count)).initialize(0), tokens)
         for count in (1, 3)
     )
     fused = config.feed_forward == "gated" and config.activation == "silu"  # as the CPU's kernels do

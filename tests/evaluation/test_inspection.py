@@ -114,7 +114,9 @@ def test_the_tree_holds_every_tensor_once_and_counts_right(name):
     assert found.bytes >= 4 * found.parameters
     for width in (60, 80, 120):
         assert max(map(len, architecture_lines(found, width=width))) <= max(width, 100)
-    assert set(choices(config)) >= {"architecture", "position", "norm", "attention", "feed-forward"}
+    mixers = {"attention"} if config.attends else {"recurrence"}
+    feed_forward = {"feed-forward"} if config.feed_forward != "none" else set()
+    assert set(choices(config)) >= {"architecture", "position", "norm"} | mixers | feed_forward
 
 
 def config(**changes):

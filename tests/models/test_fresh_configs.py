@@ -22,9 +22,13 @@ TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 @pytest.mark.parametrize("name", battery.text_families())
 def test_every_family(name):
     config = fresh_config(name, SIZES | TOKENS)
+    recurrent = {"num_attention_heads": "recurrent_heads"} if name in settings.WITHOUT_ATTENTION else {}
     for field, value in (SIZES | TOKENS).items():
-        assert getattr(config, field) == value
-    assert config.head_dim == 8 and config.num_key_value_heads == 4
+        if field == "intermediate_size" and name in settings.WITHOUT_FEED_FORWARD:
+            assert config.intermediate_size == 0
+        else:
+            assert getattr(config, recurrent.get(field, field)) == value
+    assert recurrent or (config.head_dim == 8 and config.num_key_value_heads == 4)
     model = Model(config).initialize(0)
     more = {"decoder_input_ids": torch.ones(2, 5, dtype=torch.long)} if model.encoder is not None else {}
     if model.encoder is not None:
@@ -43,6 +47,8 @@ def test_the_lists_of_settings_are_those_of_the_families():
         config = ModelSettings(family=name, hidden_size=32).config(61, pad_token_id=0)
         assert (config.feed_forward == "plain") == (name in settings.PLAIN_FEED_FORWARD)
         assert (config.position != "rotary") == (name in settings.NOT_ROTARY)
+        assert (not config.attends) == (name in settings.WITHOUT_ATTENTION)
+        assert (config.feed_forward == "none") == (name in settings.WITHOUT_FEED_FORWARD)
         encodes = {"encoder": settings.ENCODERS, "encoder-decoder": settings.ENCODER_DECODERS}
         assert name in encodes.get(config.architecture, decoders)
         grouped = True

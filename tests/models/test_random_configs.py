@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from quatrain.core.errors import InputError
 from quatrain.models.families import get_family
+from quatrain.models.transformer.settings import WITHOUT_ATTENTION
 from quatrain.models.transformer.stack import Model
 from quatrain.planning import counts
 
@@ -29,7 +30,8 @@ def language_cases():
 def names_of(config_class):
     """The sizes of a transformers configuration under its own names, by Hugging Face's usual ones."""
     attributes = config_class.attribute_map
-    return {name: attributes.get(name, name) for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")}
+    own = {"num_attention_heads": "num_heads"} if config_class.model_type in WITHOUT_ATTENTION else attributes
+    return {name: own.get(name, name) for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")}
 
 
 @st.composite
@@ -63,6 +65,8 @@ def shapes(draw, case):
     for name in ("sliding_window", "local_attention"):
         if sizes.get(name):
             changes[name] = 2 * draw(st.integers(1, 40))
+    if case.config == "Mamba2Config":
+        changes |= {"head_dim": 2 * width, "n_groups": draw(st.sampled_from([1, heads]))}
     if "word_embed_proj_dim" in sizes:
         changes["word_embed_proj_dim"] = draw(st.sampled_from([heads * width, 10]))
     for name in ("rope_parameters", "rope_scaling", "layer_types", "position_embedding_type"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import bloom, gpt2, llama, random_model
+from tiny_models import bloom, gpt2, llama, mamba2, random_model, xlstm
 
 from quatrain.core.errors import InputError
 from quatrain.models.transformer.config import ModelConfig
@@ -18,6 +18,8 @@ CONFIGS = {
     "gpt2": gpt2(),
     "bloom": bloom(),
     "sliding": llama(family="mistral", sliding_window=4, layer_types=("sliding", "sliding")),
+    "mamba2": mamba2(),
+    "xlstm": xlstm(),
     "mixed": llama(family="mistral", num_hidden_layers=3, sliding_window=6, layer_types=("sliding", "full", "sliding")),
 }
 SEQ2SEQ = ModelConfig(
@@ -150,6 +152,18 @@ def test_a_padded_batch_needs_texts_of_equal_lengths():
         model(torch.tensor([[5, 6]]), cache=cache.rows(0, 1))
         with pytest.raises(InputError, match="different lengths"):
             model(torch.tensor([[5], [6]]), segments=torch.tensor([[1], [0]]), cache=cache)
+
+
+def test_a_state_does_not_go_back():
+    model = model_of("mamba2")
+    cache = KVCache(model.config, 2, 8)
+    with torch.inference_mode():
+        model(torch.tensor([[5, 6, 7]]), cache=cache.rows(0, 1))
+    assert cache.can_truncate(0, 3) and cache.can_truncate(0, 0) and not cache.can_truncate(0, 2)
+    for refused in (lambda: cache.truncate(0, 2), lambda: cache.copy(0, 1, 1)):
+        with pytest.raises(InputError, match="cannot go back"):
+            refused()
+    assert cache.lengths == [3, 0]
 
 
 def test_released_slots_free_their_memory():

@@ -45,6 +45,9 @@ class Case:
     """Whether transformers itself reads texts that are padded on the left as it reads them alone."""
     counts_tokens: bool = False
     """Whether transformers counts positions itself, by the tokens that are no padding."""
+    first_hidden: bool = True
+    """Whether the hidden states of transformers begin with the embedding; else they end with the last layer's, before
+    and after the final norm."""
     attentions: bool = True
     """Whether transformers gives the attention weights (eager attention)."""
 
@@ -293,7 +296,10 @@ def check_trace(case: Case, folder: Path) -> None:
             (trace.encoder_attentions, output.encoder_attentions, mask, 2),
         ]
     else:
-        pairs = [(trace.hidden_states, output.hidden_states, mask, 1)]
+        ours_hidden, theirs_hidden = trace.hidden_states, output.hidden_states
+        if not case.first_hidden:
+            ours_hidden, theirs_hidden = ours_hidden[1:], [*theirs_hidden[:-2], theirs_hidden[-1]]
+        pairs = [(ours_hidden, theirs_hidden, mask, 1)]
         pairs += [(trace.attentions, output.attentions, mask, 2)] if case.attentions else []
     for actual, expected, where, axis in pairs:
         assert len(actual) == len(expected)

@@ -11,6 +11,8 @@ TINY: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16},
     "bloom": {"hidden_size": 8, "n_layer": 1, "n_head": 2},
     "t5": {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2},
+    "mamba2": {"hidden_size": 8, "num_hidden_layers": 2, "num_heads": 4, "head_dim": 4, "state_size": 6, "n_groups": 1},
+    "xlstm": {"hidden_size": 8, "num_hidden_layers": 2, "num_heads": 2},
     "opt": {"hidden_size": 8, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
 }  # fmt: skip
 TINY["vit"] = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,

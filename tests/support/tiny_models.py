@@ -41,6 +41,25 @@ def bloom(**changes: Any) -> ModelConfig:
     return ModelConfig(**SIZES | PLAIN | own | changes)
 
 
+def mamba2(**changes: Any) -> ModelConfig:
+    own: dict[str, Any] = {
+        "family": "mamba2", "position": "none", "feed_forward": "none", "intermediate_size": 0, "head_dim": 0,
+        "num_attention_heads": 0, "num_key_value_heads": 0, "layer_types": ("mamba2", "mamba2"), "recurrent_heads": 8,
+        "recurrent_head_dim": 8, "recurrent_state_size": 6, "recurrent_groups": 2, "conv_kernel": 4, "conv_bias": True,
+    }  # fmt: skip
+    return ModelConfig(**SIZES | own | changes)
+
+
+def xlstm(**changes: Any) -> ModelConfig:
+    """Its norm over a few channels of a head amplifies rounding errors where these are small; hence the epsilon."""
+    own: dict[str, Any] = {
+        "family": "xlstm", "position": "none", "head_dim": 0, "num_attention_heads": 0, "num_key_value_heads": 0,
+        "layer_types": ("mlstm", "mlstm"), "recurrent_heads": 4, "recurrent_head_dim": 8, "recurrent_state_size": 4,
+        "recurrent_groups": 4, "recurrent_gate_softcap": 15.0, "norm_eps": 0.1,
+    }  # fmt: skip
+    return ModelConfig(**SIZES | own | changes)
+
+
 def make_folder(place: Path, context: int = 1024, seed: int = 0, characters: str = CHARACTERS, **options: Any) -> Path:
     """A model folder of random weights with a character tokenizer that has a chat template."""
     options = {"kind": "char", "chat_template": "chatml", "eos": "<|endoftext|>", **options}

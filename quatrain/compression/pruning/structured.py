@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +113,8 @@ class _Importance:
 def _importance(block: CalibratedBlock, config: ModelConfig) -> _Importance:
     ends = ("self_attn.o_proj", "mlp.down_proj")
     inputs = {end: block.inputs[f"{block.name}.{end}"] for end in ends}
-    attention, mlp = block.block.self_attn, block.block.mlp
+    attention: Any = block.block.self_attn
+    mlp: Any = block.block.mlp
     # The energy of what a channel adds: its column's norm times its input's; a head is summed with its correlations.
     energy = (attention.o_proj.weight.float().T @ attention.o_proj.weight.float()) * inputs[ends[0]].gram
     size = config.num_attention_heads // config.num_key_value_heads * config.head_dim
@@ -155,11 +157,13 @@ def _structure_problems(model: Model, shares: Shares) -> list[str]:
         problems.append(f"{config.family}: an encoder-decoder; only encoders and decoders are made smaller")
     if not all(isinstance(module, nn.Linear) for module in block_linears(model).values()):
         problems.append("the model is quantized or has adapters: prune it before quantizing it, and merge adapters")
+    if (shares.heads or shares.units) and (config.recurs or config.feed_forward == "none"):
+        problems.append(f"heads and units: {config.family} has recurrent layers, which are only removed whole")
     if shares.heads and config.position in ("alibi", "relative"):
         problems.append(f"heads: the {config.position} positions of {config.family} are bound to the number of a head")
     if shares.layers and config.attention_scale_by_layer != "constant":
         problems.append(f"layers: the attention of {config.family} is scaled by the number of a layer")
-    if problems:
+    if problems or config.recurs:
         return problems
     count = len(_largest(torch.zeros(config.num_key_value_heads), _rest(config.num_key_value_heads, shares.heads)))
     sized = _config(config, _rest(config.num_hidden_layers, shares.layers), count,

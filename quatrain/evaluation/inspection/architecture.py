@@ -212,8 +212,8 @@ def _signature(module: nn.Module) -> list[tuple[str, str, tuple[int, ...], torch
 
 
 def _kinds(layers: Sequence[nn.Module]) -> str:
-    """The attention kinds of a run of layers; empty if all layers use full attention."""
-    kinds = Counter(layer.self_attn.kind for layer in layers if isinstance(layer, Block))
+    """The kinds of a run of layers; empty if all layers use full attention."""
+    kinds = Counter(layer.kind for layer in layers if isinstance(layer, Block))
     if set(kinds) <= {"full"}:
         return ""
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items())

@@ -81,8 +81,10 @@ def attention_maps(
 
     The decoder of an encoder-decoder reads its start token and `answer`. `target_tokenizer` is the tokenizer of the
     answer if it differs; `adapter` is the one to use, of a model with several. Raises InputError if a page of all maps
-    would be too large.
+    would be too large, and for a model without attention.
     """
+    if not model.config.attends:
+        raise InputError(f"A {model.config.family} model has no attention: its layers are recurrent.")
     if model.encoder is None:
         check_ids(ids, tokenizer, model.config)
     limit, longest = drawable(model.config), max(len(ids), len(answer) + 1)
@@ -113,7 +115,7 @@ def _maps(kind: str, queries: tuple[Token, ...], keys: tuple[Token, ...], weight
 
 def drawable(config: ModelConfig) -> int:
     """The length of the longest text whose maps fit on one page, in tokens."""
-    maps = config.num_hidden_layers * config.num_attention_heads
+    maps = max(1, len(config.attention_layers) * config.num_attention_heads)
     if config.architecture == "encoder-decoder":
         maps = 2 * maps + config.num_encoder_layers * (config.encoder_attention_heads or config.num_attention_heads)
     return max(2, int((MOST_CELLS / maps) ** 0.5))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
+from quatrain.models.transformer.config import LANGUAGE_HEADS, RECURRENT_LAYERS, ModelConfig
 
 HEADS = {
     "causal": "the next token at every position",
@@ -34,6 +34,7 @@ NORM_POSITIONS = {
     "post": "after each residual (post-norm)",
     "sandwich": "before and after attention and feed-forward (sandwich)",
 }
+RECURRENCES = {"mamba2": "Mamba 2", "mlstm": "mLSTM"}
 RESIDUALS = {
     "sequential": "sequential: attention, then feed-forward",
     "parallel": "parallel: attention and feed-forward of the same state, each behind its norm",
@@ -80,6 +81,7 @@ def choices(config: ModelConfig) -> dict[str, str]:
         "norm": f"{NORMS.get(config.norm, config.norm)}, {_norm_position(config)}, epsilon {config.norm_eps:g}",
         "residual": RESIDUALS.get(config.residual, config.residual),
         "attention": _attention(config),
+        "recurrence": _recurrence(config),
         "window": _window(config),
         "feed-forward": _feed_forward(config),
         "logits": _logits(config),
@@ -142,7 +144,24 @@ def _rotary(config: ModelConfig) -> str:
     return words
 
 
+def _recurrence(config: ModelConfig) -> str:
+    if not config.recurs:
+        return ""
+    kinds = Counter(kind for kind in config.layer_types if kind in RECURRENT_LAYERS)
+    named = ", ".join(f"{RECURRENCES.get(kind, kind)} in {count} layers" for kind, count in kinds.items())
+    state = (
+        f"{config.recurrent_heads} heads with a state of {config.recurrent_head_dim} x {config.recurrent_state_size}"
+    )
+    if config.recurrent_groups != config.recurrent_heads:
+        state += f", keys and queries in {config.recurrent_groups} groups"
+    if config.conv_kernel:
+        state += f", a convolution over {config.conv_kernel} tokens"
+    return f"{named}; {state}"
+
+
 def _attention(config: ModelConfig) -> str:
+    if not config.attends:
+        return ""
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     parts = [f"{heads} heads of {config.head_dim}"]
     if groups == 1:
@@ -172,13 +191,15 @@ def _attention(config: ModelConfig) -> str:
 def _window(config: ModelConfig) -> str:
     if config.sliding_window is None or "sliding" not in config.layer_types:
         return ""
-    kinds = Counter(config.layer_types)
+    kinds = Counter(config.attention_layers)
     which = "all layers" if kinds["full"] == 0 else f"{kinds['sliding']} of {len(config.layer_types)} layers"
     around = "around a token" if config.architecture == "encoder" else "back"
     return f"{config.sliding_window:,} tokens {around}, in {which}"
 
 
 def _feed_forward(config: ModelConfig) -> str:
+    if config.feed_forward == "none":
+        return ""
     gated = config.feed_forward == "gated"
     name = (GATED if gated else ACTIVATIONS).get(config.activation, config.activation)
     bias = "biases" if config.feed_forward_bias else "no biases"

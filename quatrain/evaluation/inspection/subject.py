@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quatrain.core.errors import InputError
+from quatrain.evaluation.inspection.unknown_family import UnknownFamily, unknown_family
 from quatrain.loading.model import load_weights
 from quatrain.models import classic, hub
-from quatrain.models.families import get_family
+from quatrain.models.families import get_family, is_family
 from quatrain.models.hub import ADAPTER_CONFIG
 from quatrain.models.io import sentence_transformers
 from quatrain.models.io.model_folder import check_size, config_of, load_config, read_config
@@ -98,6 +99,22 @@ class Subject:
         describe themselves (`facts`).
         """
         return classic.find(self.raw_config.get("model_type")) is None
+
+    @property
+    def unknown_family(self) -> UnknownFamily | None:
+        """What its files say of a model whose family is not known here; None for a known one."""
+        named = self.raw_config.get("model_type")
+        if not isinstance(named, str) or not self.is_planned or is_family(named):
+            return None
+        return unknown_family(self.raw_config, self._weight_names())
+
+    def _weight_names(self) -> list[str]:
+        """The names of the weights, in the headers of their files; none without files."""
+        try:
+            with SafetensorsReader(self.base) as tensors:
+                return list(tensors.names)
+        except InputError:
+            return []
 
     def facts(self) -> dict[str, Any]:
         """What a classic model says of itself: names to numbers, texts or rows."""

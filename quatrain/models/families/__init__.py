@@ -11,7 +11,7 @@ from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value
 from quatrain.models.families.mapping import Family, Head, Key
 
-__all__ = ["Family", "Head", "Key", "families", "get_family"]
+__all__ = ["Family", "Head", "Key", "families", "get_family", "is_family"]
 
 
 @cache
@@ -22,6 +22,11 @@ def families() -> dict[str, Family]:
         loaded = importlib.import_module(f"{__name__}.{module.name}")
         result |= {family.name: family for family in getattr(loaded, "FAMILIES", ())}
     return result
+
+
+def is_family(name: str) -> bool:
+    """Whether a `model_type` is that of a known family, or of a model that contains one."""
+    return name in families() or any(name in family.nested_in for family in families().values())
 
 
 def get_family(name: str | None) -> Family:
@@ -38,5 +43,6 @@ def get_family(name: str | None) -> Family:
     similar = difflib.get_close_matches(str(name), known, len(known), cutoff=0.4)
     ordered = [*similar, *(other for other in known if other not in similar)]
     raise InputError(
-        f"model_type: {format_value(name)} is not a family that Quatrain knows. It knows: {', '.join(ordered)}."
+        f"model_type: {format_value(name)} is not a family that Quatrain knows. It knows: {', '.join(ordered)}. "
+        "`quatrain inspect MODEL` tells which of them is nearest, and what is new."
     )

@@ -12,13 +12,18 @@ REASONS: Mapping[str, tuple[str, ...]] = {
         "resid_pdrop", "seq_classif_dropout", "summary_first_dropout",
     ),
     "initialization: the weights are read from the files": (
-        "initializer_cutoff_factor", "initializer_factor", "sinusoidal_pos_embds",
+        "initializer_cutoff_factor", "initializer_factor", "rescale_prenorm_residual", "sinusoidal_pos_embds",
+        "time_step_floor", "time_step_max", "time_step_min", "time_step_rank",
     ),
     "implementation options that change speed or memory, not the result": (
-        "_attn_implementation", "attention_softmax_in_fp32", "attn_implementation", "bias_dropout_fusion",
-        "cache_implementation", "chunk_size_feed_forward", "deterministic_flash_attn", "gradient_checkpointing",
+        "_attn_implementation", "autocast_kernel_dtype", "chunkwise_kernel", "inference_state_dtype",
+        "max_inference_chunksize", "mode", "norm_reduction_force_float32", "return_last_states", "sequence_kernel",
+        "step_kernel", "attention_softmax_in_fp32", "attn_implementation", "bias_dropout_fusion",
+        "cache_implementation", "chunk_size", "chunk_size_feed_forward",
+        "deterministic_flash_attn", "gradient_checkpointing",
         "masked_softmax_fusion", "offset_alibi", "reference_compile", "reorder_and_upcast_attn",
-        "repad_logits_with_grad", "skip_bias_add", "skip_bias_add_qkv", "slow_but_exact", "torchscript", "use_bfloat16",
+        "repad_logits_with_grad", "residual_in_fp32",
+        "skip_bias_add", "skip_bias_add_qkv", "slow_but_exact", "torchscript", "use_bfloat16",
         "use_cache",
     ),
     "an option of a decoder that paints pictures, which is not part of the model": ("encoder_stride",),
@@ -43,6 +48,7 @@ REASONS: Mapping[str, tuple[str, ...]] = {
     "an option of the original implementation that transformers does not implement": (
         "directionality", "extra_pos_embeddings", "pooler_fc_size", "pooler_num_attention_heads",
         "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type", "predict_special_tokens",
+        "norm_before_gate", "rms_norm",
     ),
     "used by GPT-2's double-heads model only, for which `read` checks it": (
         "summary_activation", "summary_proj_to_labels", "summary_type", "summary_use_proj",

@@ -50,6 +50,7 @@ TEXT = ValueType("a text", lambda value: isinstance(value, str))
 TEXTS = ValueType(
     "a list of texts", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)
 )
+LIST = ValueType("a list", lambda value: isinstance(value, list | tuple))
 TABLE = ValueType("a table", lambda value: isinstance(value, dict))
 TEXT_BY_NUMBER = ValueType(
     "a table of names whose keys are 0, 1, 2 and so on",
@@ -99,6 +100,15 @@ FIELDS: Mapping[str, ValueType] = {
     "relative_buckets": SIZE,
     "relative_max_distance": SIZE,
     "type_vocab_size": SIZE_OR_ZERO,
+    "recurrent_heads": SIZE,
+    "recurrent_head_dim": SIZE,
+    "recurrent_state_size": SIZE,
+    "recurrent_groups": SIZE,
+    "recurrent_bias": FLAG,
+    "recurrent_gate_softcap": POSITIVE,
+    "logit_softcap": POSITIVE,
+    "conv_kernel": SIZE,
+    "conv_bias": FLAG,
     "norm_eps": POSITIVE,
     "initializer_range": NOT_NEGATIVE,
     "tie_word_embeddings": FLAG,
@@ -122,8 +132,12 @@ READ: Mapping[str, ValueType] = {
     "decoder_vocab_size": SIZE,
     "dense_act_fn": TEXT,
     "do_layer_norm_before": FLAG,
+    "embedding_dim": SIZE,
     "enable_bias": FLAG,
     "feed_forward_proj": TEXT,
+    "expand": POSITIVE,
+    "ffn_proj_factor": POSITIVE,
+    "ffn_round_up_to_multiple_of": SIZE,
     "final_logit_softcapping": POSITIVE,
     "force_bos_token_to_be_generated": FLAG,
     "full_attn_mod": SIZE,
@@ -147,6 +161,7 @@ READ: Mapping[str, ValueType] = {
     "n_positions": SIZE,
     "norm_bias": FLAG,
     "num_attention_heads": SIZE,
+    "num_blocks": LAYERS,
     "num_channels": SIZE,
     "num_decoder_layers": LAYERS,
     "num_hidden_layers": LAYERS,
@@ -157,6 +172,7 @@ READ: Mapping[str, ValueType] = {
     "pooler_output_size": SIZE,
     "partial_rotary_factor": SHARE,
     "pretraining_tp": SIZE,
+    "qk_dim_factor": POSITIVE,
     "qk_layernorm": FLAG,
     "query_pre_attn_scalar": POSITIVE,
     "rope_local_base_freq": POSITIVE,
@@ -174,9 +190,11 @@ READ: Mapping[str, ValueType] = {
     "sliding_window_pattern": SIZE,
     "slow_but_exact": FLAG,
     "tie_word_embeddings": FLAG,
+    "time_step_limit": LIST,
     "use_bidirectional_attention": FLAG,
     "use_parallel_residual": FLAG,
     "use_sliding_window": FLAG,
+    "v_dim_factor": POSITIVE,
     "word_embed_proj_dim": SIZE,
 }
 """Types of the keys that a family's `read` function uses. A key has the same type in every family."""

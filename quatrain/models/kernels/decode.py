@@ -110,6 +110,8 @@ def explain(model: Any) -> str | None:
     config: ModelConfig = model.config
     if config.architecture != "decoder" or config.head != "causal":
         return f"a {config.architecture} with the head {config.head} is not decoded natively"
+    if config.recurs:
+        return "native code has no recurrent layers"
     if model.device.type != "cpu":
         return f"the model is on {model.device.type}; native code runs on the CPU"
     if model.embed_tokens.weight.dtype not in DTYPES:

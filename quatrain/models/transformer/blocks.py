@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from quatrain.core.errors import InputError
 from quatrain.models.kernels import cpu
 from quatrain.models.transformer.attention import Attention
-from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.config import ATTENTION_LAYERS, ModelConfig
 from quatrain.models.transformer.context import (
     AttentionMask,
     ForwardContext,
@@ -26,6 +26,8 @@ from quatrain.models.transformer.context import (
 )
 from quatrain.models.transformer.feed_forward import FeedForward
 from quatrain.models.transformer.kv_cache import CacheRows
+from quatrain.models.transformer.mamba import Mamba2
+from quatrain.models.transformer.mlstm import MLSTM
 from quatrain.models.transformer.norms import make_norm
 from quatrain.models.transformer.positions import (
     alibi_slopes,
@@ -34,10 +36,15 @@ from quatrain.models.transformer.positions import (
     relative_buckets,
     sinusoidal_table,
 )
+from quatrain.models.transformer.recurrence import Recurrence, make_recurrence
+
+RECURRENT: dict[str, Callable[[ModelConfig, int], nn.Module]] = {"mamba2": Mamba2, "mlstm": MLSTM}
+"""The mixers beside attention, by type of layer."""
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention in a decoder that has an encoder, and feed-forward, with residuals and norms.
+    """A token mixer (self-attention or a recurrent layer), cross-attention in a decoder that has an encoder, and
+    feed-forward, with residuals and norms.
 
     `norm_position` places the norm of each sublayer before it (pre), after the residual (post), or before and after it
     (sandwich).
@@ -50,15 +57,19 @@ class Block(nn.Module):
         super().__init__()
         self.norm_position, self.residual, self.dropout = config.norm_position, config.residual, config.dropout
         self.input_layernorm = make_norm(config) if config.first_norm or layer else nn.Identity()
-        self.self_attn = Attention(config, layer)
+        self.kind = config.layer_types[layer]
+        self.self_attn = Attention(config, layer) if self.kind in ATTENTION_LAYERS else None
+        self.mixer: Any = None if self.self_attn is not None else RECURRENT[self.kind](config, layer)
         has_encoder = config.architecture == "encoder-decoder"
         self.cross_attn_layernorm = make_norm(config) if has_encoder else None
         self.cross_attn = Attention(config, layer, cross=True) if has_encoder else None
-        self.post_attention_layernorm = make_norm(config) if config.residual != "parallel_shared" else None
-        self.mlp = FeedForward(config)
+        has_feed_forward = config.feed_forward != "none"
+        second_norm = has_feed_forward and config.residual != "parallel_shared"
+        self.post_attention_layernorm = make_norm(config) if second_norm else None
+        self.mlp = FeedForward(config) if has_feed_forward else None
         sandwich = config.norm_position == "sandwich"
         self.attention_output_layernorm = make_norm(config) if sandwich else None
-        self.feed_forward_output_layernorm = make_norm(config) if sandwich else None
+        self.feed_forward_output_layernorm = make_norm(config) if sandwich and has_feed_forward else None
 
     def prepare_recomputation(self, x: Tensor, context: ForwardContext) -> None:
         """Computes the attention biases that all blocks share before the first block, which may be recomputed, runs."""
@@ -68,14 +79,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         """x (B, T, hidden_size) to the same shape."""
-        if self.residual != "sequential":
+        mixer = self.mixer if self.self_attn is None else self.self_attn
+        if self.residual != "sequential" and self.mlp is not None:
             normed = self.input_layernorm(x)
             other = normed if self.post_attention_layernorm is None else self.post_attention_layernorm(x)
-            return x + self._drop(self.self_attn(normed, context)) + self._drop(self.mlp(other))
-        x = self._add(x, lambda h: self.self_attn(h, context), self.input_layernorm, self.attention_output_layernorm)
+            return x + self._drop(mixer(normed, context)) + self._drop(self.mlp(other))
+        x = self._add(x, lambda h: mixer(h, context), self.input_layernorm, self.attention_output_layernorm)
         if self.cross_attn is not None and self.cross_attn_layernorm is not None:
             cross = self.cross_attn
             x = self._add(x, lambda h: cross(h, context), self.cross_attn_layernorm)
+        if self.mlp is None:
+            return x
         return self._add(x, self.mlp, self.post_attention_layernorm, self.feed_forward_output_layernorm)
 
     def _add(
@@ -115,6 +129,7 @@ class Stack(nn.Module):
         self.project_out = nn.Linear(hidden, width, bias=False) if width != hidden else None
         self._rotary = make_rotary(config)
         self._table: Tensor | None = None
+        self._attention_types = sorted(set(config.layer_types).intersection(ATTENTION_LAYERS))
 
     def run(
         self,
@@ -147,7 +162,7 @@ class Stack(nn.Module):
         x = self._embed(embedded, positions, past, token_types)
         rotary = {
             kind: self._rotary[kind].at(positions, past, length, x, slots, text_length)
-            for kind in sorted(set(self.config.layer_types))
+            for kind in self._attention_types
             if self._rotary
         }
         masks = self._masks(slots, past, x, cache, trace)
@@ -158,7 +173,11 @@ class Stack(nn.Module):
             mask, without_keys = cross_attention_mask(segments, encoder_segments)
             use_cpu_kernel = self._use_cpu_kernel(x, self._encoder_length(encoded, cache), cache, trace, causal=False)
             masks["cross"] = AttentionMask(mask, without_keys=without_keys, use_cpu_kernel=use_cpu_kernel)
-        context = ForwardContext(masks, rotary, cache, trace, encoded, prefix)
+        recurrence = Recurrence()
+        if self.config.recurs:
+            padding = None if cache is None else cache.padding
+            recurrence = make_recurrence(slots, past, length, padding, x.device)
+        context = ForwardContext(masks, rotary, cache, trace, encoded, prefix, recurrence)
         for layer in self.layers:
             if trace is not None:
                 trace.hidden_states.append(x)
@@ -259,7 +278,7 @@ class Stack(nn.Module):
         """The attention mask of each type of layer."""
         length, masks = x.shape[1], {}
         use_cpu_kernel = self._use_cpu_kernel(x, length, cache, trace, causal=self.config.is_causal)
-        for kind in sorted(set(self.config.layer_types)):
+        for kind in self._attention_types:
             keys = length if cache is None else cache.num_keys(kind)
             if cache is not None and cache.positions is not None:
                 distance = cache.distances(kind, cache.positions)

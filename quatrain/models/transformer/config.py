@@ -45,7 +45,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "norm": ("rms", "rms_offset", "layer", "layer_without_bias", "layer_without_parameters"),
     "norm_position": ("pre", "post", "sandwich"),
     "residual": ("sequential", "parallel", "parallel_shared"),
-    "feed_forward": ("gated", "plain"),
+    "feed_forward": ("gated", "plain", "none"),
     "activation": ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "tanh"),
     "attention_bias": ("none", "qkv", "all"),
     "attention_scale_by_layer": ("constant", "inverse"),
@@ -85,6 +85,15 @@ CLASSIFICATION_HEADS = (
     "value",
 )
 """Heads with a `score` layer that has one output per label, choice or value."""
+
+ATTENTION_LAYERS = ("full", "sliding")
+"""Types of layers whose mixer is attention, which caches keys and values."""
+
+RECURRENT_LAYERS = ("mamba2", "mlstm")
+"""Types of layers whose mixer is recurrent: they have a state of constant size (`transformer.recurrence`)."""
+
+RECURRENT_SIZES = ("recurrent_heads", "recurrent_head_dim", "recurrent_state_size", "recurrent_groups")
+"""Fields that a model with recurrent layers must have."""
 
 LANGUAGE_HEADS = ("causal", "masked", "pretraining", "seq2seq")
 """Heads that predict a token of the vocabulary at every position."""
@@ -179,7 +188,26 @@ class ModelConfig:
     sliding_window: int | None = None
     """Tokens in the window of a sliding-window layer: the last ones in a decoder, half on each side in an encoder."""
     layer_types: tuple[str, ...] = ()
-    """`full` or `sliding` for each layer; empty: all `sliding` if sliding_window is set, else all `full`."""
+    """The mixer of each layer: `full` or `sliding` attention, or one of RECURRENT_LAYERS; empty: all `sliding` if
+    sliding_window is set, else all `full`."""
+
+    recurrent_heads: int = 0
+    """Heads of the recurrent layers; 0: there are no such layers."""
+    recurrent_head_dim: int = 0
+    """Width of the values of one head."""
+    recurrent_state_size: int = 0
+    """Width of its keys and queries: a head's state has recurrent_head_dim * recurrent_state_size numbers."""
+    recurrent_groups: int = 0
+    """Number of different keys and queries, which the heads share."""
+    recurrent_bias: bool = False
+    """Whether the projections of the recurrent layers have a bias."""
+    conv_kernel: int = 0
+    """Tokens that the causal convolution of a recurrent layer sees."""
+    conv_bias: bool = False
+    recurrent_gate_softcap: float | None = None
+    """c in c * tanh(gate / c), for the gates of mLSTM."""
+    step_limits: tuple[float, float] = (0.0, float("inf"))
+    """Least and greatest step size of a Mamba layer."""
 
     feed_forward: str = "gated"
     activation: str = "silu"
@@ -225,12 +253,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.head_dim == 0 and is_size(self.num_attention_heads) and is_size(self.hidden_size):
+        if self.attends and self.head_dim == 0 and is_size(self.num_attention_heads) and is_size(self.hidden_size):
             if self.hidden_size % self.num_attention_heads:
                 heads, size = self.num_attention_heads, self.hidden_size
                 problems = [f"num_attention_heads: {heads}; must divide hidden_size ({size})"]
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        for name in ("layer_types", "labels"):
+        for name in ("layer_types", "labels", "step_limits"):
             if not isinstance(getattr(self, name), tuple):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         problems += self._problems()
@@ -241,16 +269,11 @@ class ModelConfig:
             object.__setattr__(self, "layer_types", (kind,) * self.num_hidden_layers)
 
     def _problems(self) -> Iterator[str]:
-        sizes = [
-            *(["vocab_size"] if self.frontend is None or self.vocab_size != 0 else []),
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "max_position_embeddings",
-            "head_dim",
-        ]
+        sizes = ["vocab_size"] if self.frontend is None or self.vocab_size != 0 else []
+        sizes += ["hidden_size", "num_hidden_layers", "max_position_embeddings"]
+        sizes += ["intermediate_size"] if self.feed_forward != "none" else []
+        sizes += ["num_attention_heads", "num_key_value_heads", "head_dim"] if self.attends else []
+        sizes += list(RECURRENT_SIZES) if self.recurs else []
         sizes += ["num_encoder_layers"] if self.architecture == "encoder-decoder" else []
         sizes += ["sliding_window"] if self.sliding_window is not None else []
         wrong = []
@@ -271,7 +294,13 @@ class ModelConfig:
             yield from _number(name, getattr(self, name))
         if self.initializer_range != 0:
             yield from _number("initializer_range", self.initializer_range)
-        for name in ("local_rope_theta", "attention_scale", "attention_softcap", "logit_softcap"):
+        for name in (
+            "local_rope_theta",
+            "attention_scale",
+            "attention_softcap",
+            "logit_softcap",
+            "recurrent_gate_softcap",
+        ):
             if getattr(self, name) is not None:
                 yield from _number(name, getattr(self, name))
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
@@ -284,14 +313,16 @@ class ModelConfig:
     def _layer_problems(self) -> Iterator[str]:
         if len(self.layer_types) != self.num_hidden_layers:
             yield f"layer_types: {len(self.layer_types)} entries; must be num_hidden_layers ({self.num_hidden_layers})"
-        for kind in sorted(set(self.layer_types) - {"full", "sliding"}):
-            yield f"layer_types: {kind!r}; must be full or sliding"
+        for kind in sorted(set(self.layer_types) - {*ATTENTION_LAYERS, *RECURRENT_LAYERS}):
+            yield f"layer_types: {kind!r}; must be one of {', '.join((*ATTENTION_LAYERS, *RECURRENT_LAYERS))}"
         if "sliding" in self.layer_types and self.sliding_window is None:
             yield "sliding_window: missing; layer_types has sliding layers, which need it"
 
     def _contradictions(self) -> Iterator[str]:
         heads, groups = self.num_attention_heads, self.num_key_value_heads
-        if heads % groups:
+        if self.recurs:
+            yield from self._recurrent_problems()
+        if self.attends and heads % groups:
             yield f"num_key_value_heads: {groups}; must divide num_attention_heads ({heads})"
         if self.position == "rotary":
             if self.head_dim % 2:
@@ -331,6 +362,18 @@ class ModelConfig:
         if pad is not None and (not isinstance(pad, int) or isinstance(pad, bool) or not -1 <= pad < self.vocab_size):
             yield f"pad_token_id: {format_value(pad)}; must be a token id below vocab_size ({self.vocab_size})"
 
+    def _recurrent_problems(self) -> Iterator[str]:
+        heads, groups = self.recurrent_heads, self.recurrent_groups
+        if heads % groups:
+            yield f"recurrent_groups: {groups}; must divide recurrent_heads ({heads})"
+        if self.architecture != "decoder":
+            yield f"layer_types: has recurrent layers, which need the architecture decoder, not {self.architecture}"
+        if "mamba2" in self.layer_types and (not is_size(self.conv_kernel) or self.conv_kernel < 2):
+            yield f"conv_kernel: {format_value(self.conv_kernel)}; must be at least 2: a token and those before it"
+        low, high = self.step_limits
+        if not 0 <= low < high:
+            yield f"step_limits: {low}, {high}; must be two numbers of at least 0, the smaller one first"
+
     def _relative_problems(self) -> Iterator[str]:
         """Relative positions need room for exact buckets and for logarithmic ones, in each direction of an encoder."""
         if not is_size(self.relative_buckets) or self.relative_buckets < 4:
@@ -346,6 +389,8 @@ class ModelConfig:
         both = self.architecture == "encoder-decoder"
         if self.residual != "sequential" and self.norm_position != "pre":
             yield f"norm_position: {self.norm_position!r}; a {self.residual} residual needs 'pre'"
+        if self.residual != "sequential" and self.feed_forward == "none":
+            yield f"residual: {self.residual!r}; a model without feed_forward needs 'sequential'"
         if self.residual != "sequential" and both:
             yield f"residual: {self.residual!r}; an encoder-decoder needs 'sequential'"
         if self.norm_position == "post" and not self.first_norm:
@@ -358,7 +403,8 @@ class ModelConfig:
     def replace(self, **changes: Any) -> ModelConfig:
         """A copy with some fields changed. A new number of layers keeps the layer type if all layers share one."""
         if "num_hidden_layers" in changes and len(set(self.layer_types)) == 1:
-            changes.setdefault("layer_types", ())
+            same = self.layer_types[:1] * changes["num_hidden_layers"] if self.recurs else ()
+            changes.setdefault("layer_types", same)
         return dataclasses.replace(self, **changes)
 
     @property
@@ -401,6 +447,21 @@ class ModelConfig:
     def has_position_limit(self) -> bool:
         """Whether the model cannot read texts longer than `context_length`."""
         return self.position not in ("alibi", "relative", "none")
+
+    @property
+    def attends(self) -> bool:
+        """Whether a layer has attention."""
+        return not self.layer_types or not set(self.layer_types) <= set(RECURRENT_LAYERS)
+
+    @property
+    def attention_layers(self) -> list[str]:
+        """The types of the layers that have attention, in order."""
+        return [kind for kind in self.layer_types if kind in ATTENTION_LAYERS]
+
+    @property
+    def recurs(self) -> bool:
+        """Whether a layer is recurrent."""
+        return not set(RECURRENT_LAYERS).isdisjoint(self.layer_types)
 
     @property
     def is_causal(self) -> bool:

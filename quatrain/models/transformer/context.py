@@ -9,6 +9,7 @@ from torch import Tensor
 
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.kv_cache import CacheRows
+from quatrain.models.transformer.recurrence import Recurrence
 
 
 @dataclass
@@ -106,7 +107,7 @@ class ForwardContext:
 
     masks: by type of layer ("full", "sliding"), and "cross" for cross-attention. rotary: by type of layer, cosines and
     sines (T, R) or (B, T, R). encoded (B, S, hidden_size): the encoder's output, None once a cache has its keys and
-    values. prefix: keys and values of a soft prompt.
+    values. prefix: keys and values of a soft prompt. recurrence: what recurrent layers read.
     """
 
     masks: dict[str, AttentionMask]
@@ -115,6 +116,7 @@ class ForwardContext:
     trace: Trace | None = None
     encoded: Tensor | None = None
     prefix: Prefix | None = None
+    recurrence: Recurrence = field(default_factory=Recurrence)
 
 
 def self_attention_mask(

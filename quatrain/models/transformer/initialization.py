@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from quatrain.models.transformer.config import ModelConfig
@@ -22,6 +22,7 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int = 0, *, only: Co
     as the identity.
     """
     generator = torch.Generator().manual_seed(seed)
+    modules = dict(model.named_modules())
     norms = {
         name + "." if name else "": module
         for name, module in model.named_modules()
@@ -36,6 +37,8 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int = 0, *, only: Co
             if owner in norms:
                 offset = getattr(norms[owner], "offset", 0.0)
                 parameter.fill_(0.0 if leaf == "bias" else 1.0 - offset)
+            elif (value := _own_value(modules[owner.rstrip(".")], leaf, generator)) is not None:
+                parameter.copy_(value)
             elif leaf == "bias" or name.endswith(("o_proj.weight", "down_proj.weight")) or name == "lm_head.weight":
                 parameter.zero_()
             elif (deviation := _deviation(name, config)) is not None:
@@ -43,6 +46,12 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int = 0, *, only: Co
             else:
                 bound = parameter[0].numel() ** -0.5  # Of a convolution the inputs are its whole kernel.
                 parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+
+
+def _own_value(module: nn.Module, leaf: str, generator: torch.Generator) -> Tensor | None:
+    """The initial value that a module gives its parameter; None if it leaves the parameter to `initialize`."""
+    initial: Callable[[str, torch.Generator], Tensor | None] | None = getattr(module, "initial", None)
+    return None if initial is None else initial(leaf, generator)
 
 
 def _deviation(name: str, config: ModelConfig) -> float | None:

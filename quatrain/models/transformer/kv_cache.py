@@ -16,6 +16,7 @@ from torch import Tensor
 from quatrain.core.errors import InputError
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.positions import original_length, positions_in_segments
+from quatrain.models.transformer.recurrence import RecurrentStates, check_kept
 
 
 class KVCache:
@@ -25,6 +26,7 @@ class KVCache:
     sliding-window layer of twice its window; there slot `s` holds the tokens from position `starts[s]` on. `reserve`
     extends the capacity. `cross_attention` maps a layer to the keys and values of the encoder's output, of which slot
     `s` has `encoded[s]` tokens; `encoder_segments` (slots, S) are the encoder's segments, None without padding.
+    A recurrent layer has no keys and values: `states` holds its state after the last token of each slot.
 
     `model(ids, cache=cache)` reads and extends all slots, one per row. Then a batch may be padded or packed: `segments`
     (slots, length) holds the segment of every token, 0 for padding. `rows` selects slots; each row continues
@@ -49,7 +51,9 @@ class KVCache:
         """The window of the sliding-window layers, or None."""
         self.max_length = max_length
         self.lengths, self.starts = [0] * batch_size, [0] * batch_size
-        self.keys = [self._empty(batch_size, self._capacity(window)) for window in self.windows]
+        self.states = RecurrentStates(config, batch_size, self.device)
+        """States of the recurrent layers; their keys and values have a capacity of 0."""
+        self.keys = [self._empty(batch_size, self._capacity(layer)) for layer in range(len(self.windows))]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
         self.cross_attention: dict[int, tuple[Tensor, Tensor]] = {}
         self.encoded = [0] * batch_size
@@ -73,7 +77,7 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes of all keys and values."""
         cross_attention = [tensor for pair in self.cross_attention.values() for tensor in pair]
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values, *cross_attention))
+        return self.states.nbytes + sum(tensor.nbytes for tensor in (*self.keys, *self.values, *cross_attention))
 
     def rows(
         self,
@@ -86,7 +90,10 @@ class KVCache:
         """The slots from `first` on as the rows of a forward pass; the default is all. See `CacheRows`."""
         return CacheRows(self, first, self.slots - first if count is None else count, padding, text_length)
 
-    def _capacity(self, window: int | None) -> int:
+    def _capacity(self, layer: int) -> int:
+        window = self.windows[layer]
+        if layer in self.states.layers:
+            return 0
         # When its capacity is full, a window is moved to the front. With two windows of capacity this happens rarely.
         return self.max_length if window is None else min(self.max_length, 2 * window)
 
@@ -102,12 +109,13 @@ class KVCache:
         slots = max(slots, self.slots)
         for layer, limit in enumerate(self.windows):
             present = self.keys[layer].shape
-            capacity = max(self._capacity(limit), present[2], 0 if limit is None else window)
+            capacity = max(self._capacity(layer), present[2], 0 if limit is None else window)
             if (slots, capacity) != (present[0], present[2]):
                 for tensors in (self.keys, self.values):
                     tensors[layer] = self._resized(tensors[layer], slots, capacity)
         added = slots - self.slots
         if added:
+            self.states.resize(slots)
             self.lengths, self.starts = self.lengths + [0] * added, self.starts + [0] * added
             self.encoded += [0] * added
             for layer, pair in self.cross_attention.items():
@@ -134,8 +142,9 @@ class KVCache:
         filled = max((length - start for length, start in zip(self.lengths, self.starts, strict=True)), default=0)
         for tensors in (self.keys, self.values):
             for layer, window in enumerate(self.windows):
-                capacity = max(self._capacity(window), 0 if window is None else filled)
+                capacity = max(self._capacity(layer), 0 if window is None else filled)
                 tensors[layer] = tensors[layer][:slots, :, :capacity].clone()
+        self.states.resize(slots)
         if not slots:
             self.cross_attention, self.encoder_segments = {}, None
         for layer, pair in self.cross_attention.items():
@@ -167,12 +176,25 @@ class KVCache:
                 self.reserve(window=visible + count)
 
     def can_truncate(self, slot: int, length: int) -> bool:
-        """Whether a slot truncated to `length` tokens still contains the whole window before that length."""
+        """Whether a slot truncated to `length` tokens still contains the whole window before that length.
+
+        A state is that of all tokens: with recurrent layers a slot is kept whole or emptied.
+        """
         window = self.window
+        if self.states and 0 < length != self.lengths[slot]:
+            return False
         return length <= self.lengths[slot] and (window is None or self.starts[slot] <= max(0, length - window + 1))
 
+    @torch.inference_mode()
     def truncate(self, slot: int, length: int) -> None:
-        """Removes all tokens of a slot after the first `length`: for a rollback, or to start another text."""
+        """Removes all tokens of a slot after the first `length`: for a rollback, or to start another text.
+
+        Raises InputError for a recurrent model that would have to go back (`can_truncate`).
+        """
+        if self.states:
+            check_kept(slot, self.lengths[slot], length)
+            if length == 0:
+                self.states.empty(slot)
         self.lengths[slot] = length
         if length == 0:
             self.starts[slot] = 0
@@ -186,8 +208,14 @@ class KVCache:
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, length: int) -> None:
-        """Copies the first `length` tokens of a slot, and its encoder output, to another slot."""
+        """Copies the first `length` tokens of a slot, and its encoder output, to another slot.
+
+        Raises InputError for a recurrent model that has read more tokens than these.
+        """
         start = self.starts[source]
+        if self.states:
+            check_kept(source, self.lengths[source], length)
+            self.states.copy(source, target) if length else self.states.empty(target)
         for layer, window in enumerate(self.windows):
             end = length if window is None else length - start
             for tensors in (self.keys, self.values):
@@ -208,6 +236,7 @@ class KVCache:
                 _swap(tensors[layer], one, other, max(ends))
         for tensor in self._encoded():
             tensor[[one, other]] = tensor[[other, one]]
+        self.states.swap(one, other)
         for numbers in (self.lengths, self.starts, self.encoded):
             numbers[one], numbers[other] = numbers[other], numbers[one]
 
@@ -220,6 +249,7 @@ class KVCache:
         rows = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
         self.keys = [self._selected(layer, key, rows) for layer, key in enumerate(self.keys)]
         self.values = [self._selected(layer, value, rows) for layer, value in enumerate(self.values)]
+        self.states.select(rows)
         self.cross_attention = {layer: (key[rows], value[rows]) for layer, (key, value) in self.cross_attention.items()}
         if self.segments is not None:
             self.segments = self.segments[rows]
@@ -406,6 +436,15 @@ class CacheRows:
         keys = torch.arange(columns.read.stop, device=positions.device)[None]
         keys = keys if columns.first_position is None else keys + columns.first_position
         return keys[:, None, :] - positions[:, :, None]
+
+    def recurrent_state(self, layer: int) -> tuple[Tensor, ...]:
+        """The state (B, …) of a recurrent layer before the new tokens."""
+        return tuple(tensor[self.first : self.first + self.count] for tensor in self.cache.states.layers[layer])
+
+    def store_recurrent_state(self, layer: int, state: Sequence[Tensor]) -> None:
+        """Writes the state (B, …) of a recurrent layer after the new tokens."""
+        for stored, new in zip(self.cache.states.layers[layer], state, strict=True):
+            stored[self.first : self.first + self.count] = new
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Writes the keys and values (B, H, T, D) of new tokens; returns those that they may attend to (B, H, S, D)."""

@@ -25,6 +25,8 @@ DecoderFamily = Literal[
     "opt",
     "bloom",
     "gpt_neox",
+    "mamba2",
+    "xlstm",
 ]
 """Decoder families: causal language models."""
 
@@ -60,17 +62,23 @@ PLAIN_FEED_FORWARD = (
 )
 """Families whose feed-forward network is not gated."""
 
-NO_GROUPED_QUERIES = ("gpt2", "opt", "bloom", "gpt_neox", *ENCODERS, *ENCODER_DECODERS, *VISION)
+WITHOUT_ATTENTION = ("mamba2", "xlstm")
+"""Families whose layers are recurrent: `num_attention_heads` is the number of their heads."""
+
+WITHOUT_FEED_FORWARD = ("mamba2",)
+"""Families without a feed-forward network."""
+
+NO_GROUPED_QUERIES = ("gpt2", "opt", "bloom", "gpt_neox", *WITHOUT_ATTENTION, *ENCODERS, *ENCODER_DECODERS, *VISION)
 """Families without grouped-query attention."""
 
-NOT_ROTARY = ("gpt2", "opt", "bloom", "bert", "roberta", "distilbert", *ENCODER_DECODERS, *VISION)
+NOT_ROTARY = ("gpt2", "opt", "bloom", *WITHOUT_ATTENTION, "bert", "roberta", "distilbert", *ENCODER_DECODERS, *VISION)
 """Families without rotary positions."""
 
 MISSING_HEADS = {
     "multiple_choice": tuple(name for name in DECODERS if name != "gpt2") + ENCODER_DECODERS,
-    "token_classification": ("gemma3_text", "opt", "bart", "marian"),
-    "question_answering": ("gemma2", "gemma3_text", "phi", "phi3", "marian"),
-    "sequence_classification": ("marian",),
+    "token_classification": ("gemma3_text", "opt", "bart", "marian", *WITHOUT_ATTENTION),
+    "question_answering": ("gemma2", "gemma3_text", "phi", "phi3", "marian", *WITHOUT_ATTENTION),
+    "sequence_classification": ("marian", *WITHOUT_ATTENTION),
     "embedding": ("bart", "marian"),
 }
 """For each head the families that do not have it; a test compares this table with the families."""
@@ -236,6 +244,12 @@ class ModelSettings(Settings):
                 f"{groups}; must divide num_attention_heads = {heads}: one of {', '.join(map(str, divisors))}",
                 (("num_attention_heads",),),
             )
+        if self.family == "xlstm" and "tie_word_embeddings" in self.model_fields_set and self.tie_word_embeddings:
+            text = "true; the head of an xlstm model has weights of its own: leave it out"
+            yield Problem(("tie_word_embeddings",), text, (("family",),))
+        if self.family in WITHOUT_FEED_FORWARD and self.intermediate_size is not None:
+            text = f"{self.intermediate_size}; a {self.family} model has no feed-forward network: leave it out"
+            yield Problem(("intermediate_size",), text, (("family",),))
         if self.family in NO_GROUPED_QUERIES and groups not in (None, heads):
             yield Problem(
                 ("num_key_value_heads",),
