@@ -26,6 +26,7 @@ QUICK = {
     "quantized_error.py": [],
     "passes.py": [],
     "startup.py": [],
+    "recurrence.py": ["--families", "mamba2"],
     "families.py": ["--families", "llama", "--dtypes", "bfloat16"],
     "load_memory.py": [],
     "trainer.py": [],

@@ -23,8 +23,8 @@ def fresh_config(name: str, sizes: Mapping[str, Any], *, head: str | None = None
     heads, layers = wanted["num_attention_heads"], wanted["num_hidden_layers"]
     wanted.setdefault("num_key_value_heads", heads)
     wanted.setdefault("head_dim", wanted["hidden_size"] // heads)
-    if family.fresh is not None:
-        wanted = family.fresh(wanted)
+    if family.from_sizes is not None:
+        wanted = family.from_sizes(wanted)
     values = {
         "num_encoder_layers": layers,
         "encoder_attention_heads": heads,

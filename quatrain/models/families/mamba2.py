@@ -39,7 +39,7 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _fresh(sizes: dict[str, Any]) -> dict[str, Any]:
+def _from_sizes(sizes: dict[str, Any]) -> dict[str, Any]:
     own = {"intermediate_size": 0, "recurrent_state_size": STATE_SIZE, "recurrent_groups": 1}
     return recurrent_sizes(sizes, 2 * sizes["hidden_size"]) | own
 
@@ -116,7 +116,7 @@ FAMILIES = (
         read=_read,
         reads=frozenset({"expand", "time_step_limit", "max_position_embeddings"}),
         write=_write,
-        fresh=_fresh,
+        from_sizes=_from_sizes,
         prefix="backbone.",
         old_names=(("embedding.weight", "embeddings.weight"),),
     ),

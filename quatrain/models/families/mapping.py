@@ -112,7 +112,7 @@ class Family:
     """Endings of weight names in old checkpoints, and their present ones."""
     features: str = ""
     """What its frontend reads: `pictures` or `sound`; "" for a model of texts alone."""
-    fresh: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    from_sizes: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """For a family without some parts of a transformer: its fields for the sizes of one (`fresh_config`)."""
     nested_in: Mapping[str, str] = field(default_factory=dict)
     """Model types whose config.json contains this family's (a text model inside an image-text model), and its key."""

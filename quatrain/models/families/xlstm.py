@@ -72,7 +72,7 @@ def _factor(width: int, hidden: int) -> float:
     return factor if int(hidden * factor) == width else (width + 0.5) / hidden
 
 
-def _fresh(sizes: dict[str, Any]) -> dict[str, Any]:
+def _from_sizes(sizes: dict[str, Any]) -> dict[str, Any]:
     found = recurrent_sizes(sizes, sizes["hidden_size"])
     heads = found["recurrent_heads"]
     if found["recurrent_head_dim"] % 2:
@@ -152,7 +152,7 @@ FAMILIES = (
             }
         ),
         write=_write,
-        fresh=_fresh,
+        from_sizes=_from_sizes,
         prefix="backbone.",
     ),
 )
