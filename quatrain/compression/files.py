@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from quatrain.compression import nf4
+from quatrain.compression import mxfp4, nf4
 from quatrain.compression.fp8 import FP8Linear
 from quatrain.compression.gptq_files import LAYOUTS, layout_problems
 from quatrain.compression.int4 import GROUPS, Int4Linear
@@ -30,7 +30,12 @@ from quatrain.models.families.value_types import TEXTS
 from quatrain.models.modules import is_in_head, replace_module
 from quatrain.models.transformer.stack import Model
 
-SKIP_KEYS = {METHOD: "ignore", nf4.METHOD: "llm_int8_skip_modules", **dict.fromkeys(LAYOUTS, "modules_to_not_convert")}
+SKIP_KEYS = {
+    METHOD: "ignore",
+    nf4.METHOD: "llm_int8_skip_modules",
+    mxfp4.METHOD: mxfp4.SKIP_KEY,
+    **dict.fromkeys(LAYOUTS, "modules_to_not_convert"),
+}
 """The key that lists the float layers, by `quant_method`."""
 
 
@@ -48,6 +53,8 @@ def replace_layers(model: Model, config: dict[str, Any]) -> None:
     paths = paths_in_files(model)
     for name, module in list(model.named_modules()):
         is_float = _matches(paths.get(name, name), skipped) or (is_in_head(name) and method != METHOD)
+        if method == mxfp4.METHOD:
+            is_float = not mxfp4.is_quantized(name, module)
         if isinstance(module, nn.Linear) and not is_float:
             replace_module(model, name, _layer(module, quantization))
 
@@ -56,6 +63,8 @@ def _layer(linear: nn.Linear, quantization: dict[str, Any]) -> nn.Module:
     """The empty quantized layer that replaces a linear one."""
     if quantization["quant_method"] == nf4.METHOD:
         return nf4.NF4Linear.empty_like(linear, double=bool(quantization.get("bnb_4bit_use_double_quant")))
+    if quantization["quant_method"] == mxfp4.METHOD:
+        return mxfp4.MXFP4Linear.empty_like(linear)
     if quantization["quant_method"] in LAYOUTS:
         layer = Int4Linear.empty_like(linear, group=quantization["group_size"])
         layer.layout = quantization["quant_method"]
@@ -95,11 +104,11 @@ def _check(quantization: Any) -> None:
         problems += nf4.config_problems(quantization)
     elif isinstance(method, str) and method in LAYOUTS:
         problems += layout_problems(quantization)
-    elif method != METHOD:
+    elif method != METHOD and method != mxfp4.METHOD:
         problems.append(f"quant_method: {format_value(method)}; Quatrain reads {' and '.join(SKIP_KEYS)}")
-    elif quantization.get("format") not in tuple(FORMATS):
+    elif method == METHOD and quantization.get("format") not in tuple(FORMATS):
         problems.append(f"format: {format_value(quantization.get('format'))}; Quatrain reads {', '.join(FORMATS)}")
-    else:
+    elif method == METHOD:
         problems += _group_problems(quantization.get("config_groups") or {}, FORMATS[quantization["format"]])
     if problems:
         raise InputError("This quantization_config of config.json cannot be used:", problems)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-FLOAT_ONLY_FAMILIES = ("gpt2", "phi3", "bloom", "gpt_neox")
+FLOAT_ONLY_FAMILIES = ("gpt2", "phi3", "bloom", "gpt_neox", "gpt_oss")
 """Families whose files fuse or transpose linear layers, so that quantized model folders cannot store them."""
 
 CALIBRATED: dict[str, tuple[str, ...]] = {

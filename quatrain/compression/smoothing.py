@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from quatrain.compression.calibration import CalibratedBlock, LayerInputs
+from quatrain.models.transformer.attention import Attention
 from quatrain.models.transformer.blocks import Block
+from quatrain.models.transformer.feed_forward import FeedForward
 from quatrain.models.transformer.norms import RMSNorm
 
 STEPS = 20
@@ -44,10 +46,11 @@ def scale_groups(block: Block) -> Iterator[ScaleGroup]:
     """The groups of a block whose source can take a scale per channel.
 
     Left out: inputs that are the residual stream (post-norm families), an attention output whose values are shared by
-    several query heads, a feed-forward layer behind an activation alone, and blocks with a recurrent layer.
+    several query heads, a feed-forward layer behind an activation alone, and blocks with a recurrent layer, experts or
+    latent attention.
     """
     attention, mlp = block.self_attn, block.mlp
-    if attention is None or mlp is None:
+    if type(attention) is not Attention or not isinstance(mlp, FeedForward):
         return
     first = (attention.q_proj, attention.k_proj, attention.v_proj)
     second = (mlp.up_proj,) if mlp.gate_proj is None else (mlp.gate_proj, mlp.up_proj)

@@ -8,8 +8,7 @@ per token and weight of a matrix product, plus those of attention. The memory of
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import nn
 
 from quatrain.models.transformer import recurrence
 from quatrain.models.transformer.config import RECURRENT_LAYERS, ModelConfig
+from quatrain.models.transformer.experts import MixtureOfExperts, Router
 
 if TYPE_CHECKING:
     from quatrain.models.transformer.stack import Model
@@ -55,23 +55,22 @@ def built(config: ModelConfig) -> Model:
 
 
 def _counted(config: ModelConfig, count: Callable[[Model], Count]) -> Count:
-    """Counts a model of one layer and of two, and extrapolates: every further layer is like the second of its type.
+    """Counts a model of one layer and of two, and extrapolates: layers of one shape (`layer_shape`) count alike.
 
     A count is a number, or an array of several.
     """
 
-    def of(kinds: tuple[str, ...], encoder_layers: int) -> Count:
-        few = replace(config, num_hidden_layers=len(kinds), layer_types=kinds, num_encoder_layers=encoder_layers)
-        return count(built(few))
+    def of(layers: Sequence[int], encoder_layers: int) -> Count:
+        return count(built(config.with_layers(layers, num_encoder_layers=encoder_layers)))
 
-    first, *others = ("full" if kind == "sliding" else kind for kind in config.layer_types)  # of the same size
     encoder_layers = config.num_encoder_layers
     least = min(encoder_layers, 1)
-    total = start = of((first,), least)
-    for kind, layers in Counter(others).items():
-        total = total + layers * (of((first, kind), least) - start)
+    total = start = of([0], least)
+    shapes = [config.layer_shape(layer) for layer in range(config.num_hidden_layers)]
+    for shape, number in Counter(shapes[1:]).items():
+        total = total + number * (of([0, shapes.index(shape, 1)], least) - start)
     if encoder_layers > 1:
-        total = total + (encoder_layers - 1) * (of((first,), 2) - start)
+        total = total + (encoder_layers - 1) * (of([0], 2) - start)
     return total
 
 
@@ -80,7 +79,18 @@ def _tables(model: Model) -> int:
 
 
 def _multiplied(model: Model) -> int:
-    return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    matrices = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear | Router))
+    return matrices - _idle(model, lambda weight: weight.dim() > 1)
+
+
+def _idle(model: Model, counts: Callable[[torch.Tensor], bool] = lambda _: True) -> int:
+    """Elements of the experts that a token does not use, of weights that `counts` accepts."""
+    mixtures = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
+    return sum(
+        (len(mixture.experts) - mixture.gate.config.experts_per_token)
+        * sum(weight.numel() for weight in mixture.experts[0].parameters() if counts(weight))
+        for mixture in mixtures
+    )
 
 
 def parameters(config: ModelConfig) -> int:
@@ -88,10 +98,16 @@ def parameters(config: ModelConfig) -> int:
     return _counted(config, lambda model: model.num_parameters())
 
 
+def active_parameters(config: ModelConfig) -> int:
+    """Elements of the weights that a token uses: all, without the experts that it does not choose."""
+    return _counted(config, lambda model: model.num_parameters() - _idle(model))
+
+
 PARTS = {
     "embeddings": ("embed", "position", "wte", "wpe", "frontend"),
     "attention": ("attn", "attention", "relative"),
     "recurrence": ("mixer",),
+    "experts": ("expert",),
     "feed-forward": ("mlp", "feed_forward"),
     "norms": ("norm",),
 }
@@ -101,7 +117,10 @@ LAYER_PARTS = ("attention", "recurrence", "feed-forward")
 
 
 def parameters_by_part(config: ModelConfig) -> dict[str, int]:
-    """Elements of the weights by part: embeddings, attention, feed-forward, norms, head. Their sum is `parameters`."""
+    """Elements of the weights by part: embeddings, attention, experts, feed-forward, norms, head.
+
+    Their sum is `parameters`.
+    """
     names = (*PARTS, "head")
     found = _counted(config, lambda model: np.array([_elements(model)[part] for part in names], dtype=object))
     return {part: int(count) for part, count in zip(names, found, strict=True) if count}
@@ -127,8 +146,8 @@ def embedding_parameters(config: ModelConfig) -> int:
 def matmul_parameters(config: ModelConfig) -> int:
     """Elements of the matrices that a token is multiplied with: those of linear layers, with the head, tied or not.
 
-    Embedding tables, norms and biases are not counted. For an encoder-decoder: one token through the encoder and one
-    through the decoder.
+    Embedding tables, norms, biases and the experts that a token does not choose are not counted. For an
+    encoder-decoder: one token through the encoder and one through the decoder.
     """
     return _counted(config, _multiplied)
 
@@ -148,7 +167,8 @@ def flops_per_token(
     weights = 2 * matmul_parameters(config) + recurrent_flops(config, context)
     spans = _spans(config, context)
     spans = spans if windows else [context] * len(spans)
-    attention = 4 * config.num_attention_heads * config.head_dim * sum(spans)
+    value_width = config.head_dim if config.latent is None else config.latent.value_dim
+    attention = 2 * config.num_attention_heads * (config.head_dim + value_width) * sum(spans)
     if config.architecture == "encoder-decoder":
         encoder = config.encoder
         width = encoder.num_attention_heads * encoder.head_dim
@@ -206,7 +226,8 @@ def kv_cache_bytes(
     slots = sum(min(context, window) if kind == "sliding" else context for kind in config.attention_layers)
     if config.architecture == "encoder-decoder":
         slots += config.num_hidden_layers * context
-    keys_and_values = 2 * slots * config.num_key_value_heads * config.head_dim * BYTES[dtype]
+    heads, key_width, value_width = config.cache_shape
+    keys_and_values = slots * heads * (key_width + value_width) * BYTES[dtype]
     return batch_size * (keys_and_values + recurrence.state_bytes(config))
 
 

@@ -1,8 +1,7 @@
 """Sizes of models that are not the package's transformers: by formula from a configuration, or counted on the network.
 
-Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929), Whisper (Radford et al. 2022, arXiv 2212.04356) and
-mixtures of experts (Shazeer et al. 2017, arXiv 1701.06538; Mixtral, arXiv 2401.04088) are counted by formula from the
-keys of their `config.json`. Classic networks are built without memory and counted.
+Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929) and Whisper (Radford et al. 2022, arXiv 2212.04356) are
+counted by formula from the keys of their `config.json`. Classic networks are built without memory and counted.
 """
 
 from __future__ import annotations
@@ -136,40 +135,7 @@ def whisper(config: Mapping[str, Any]) -> Sizes:
     return Sizes(parts, total, flops, "recording of 30 s", "the encoder's", targets, cache)
 
 
-def experts(config: Mapping[str, Any]) -> Sizes:
-    """A decoder whose feed-forward layers are mixtures of experts: Mixtral, Qwen3-MoE and their like."""
-    d, layers, vocabulary = config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]
-    heads = config["num_attention_heads"]
-    groups = config.get("num_key_value_heads", heads)
-    width = config.get("head_dim") or d // heads
-    count = config.get("num_local_experts") or config["num_experts"]
-    f = config.get("moe_intermediate_size") or config["intermediate_size"]
-    used = config["num_experts_per_tok"]
-    attention = 2 * d * heads * width + 2 * d * groups * width
-    head_norms = 2 * width if config["model_type"] == "qwen3_moe" else 0
-    tied = bool(config.get("tie_word_embeddings", False))
-    parts = {
-        "embeddings": vocabulary * d,
-        "attention": layers * attention,
-        "experts": layers * count * 3 * d * f,
-        "routers": layers * d * count,
-        "norms": layers * (2 * d + head_norms) + d,
-        "head": 0 if tied else vocabulary * d,
-    }
-    total = sum(parts.values())
-    active = total - layers * (count - used) * 3 * d * f
-    matrices = layers * (attention + used * 3 * d * f + d * count) + vocabulary * d
-
-    def flops(context: int) -> float:
-        return float(2 * matrices + 4 * layers * heads * width * context)
-
-    return Sizes(
-        {name: size for name, size in parts.items() if size}, active, flops, "token", "2 N_active + 4 L H D T",
-        config.get("max_position_embeddings", 0), 2 * layers * groups * width,
-    )  # fmt: skip
-
-
 FORMULAS: dict[str, Callable[[Mapping[str, Any]], Sizes]] = {
-    "vit": vit, "whisper": whisper, "mixtral": experts, "qwen3_moe": experts,
+    "vit": vit, "whisper": whisper,
 }  # fmt: skip
 """The formula of each `model_type`."""

@@ -40,6 +40,11 @@ def estimating() -> Iterator[None]:
         _estimating.reset(token)
 
 
+def is_estimating() -> bool:
+    """Whether tensors have shapes and no values, so that what depends on values is assumed to be even."""
+    return _estimating.get()
+
+
 def check_bytes(size: int, what: str, remedy: str, device: torch.device | str = "cpu") -> None:
     """Raise InputError if `size` bytes are more than the device has free.
 
@@ -85,13 +90,25 @@ def _attention(config: ModelConfig) -> int:
     """Elements of the projections of a layer's attention, or the least that a recurrent layer has."""
     if not config.attends:
         return 3 * config.hidden_size * config.recurrent_heads * config.recurrent_head_dim
+    if (latent := config.latent) is not None:
+        hidden, heads, rank = config.hidden_size, config.num_attention_heads, latent.query_rank
+        queries = rank * (hidden + heads * config.head_dim) if rank else hidden * heads * config.head_dim
+        stored = hidden * (latent.kv_rank + latent.rope_dim)
+        projected = latent.kv_rank * heads * (latent.nope_dim + latent.value_dim)
+        return queries + stored + projected + heads * latent.value_dim * hidden
     query, kv = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
     return config.hidden_size * 2 * (query + kv)
 
 
 def _stack(config: ModelConfig) -> int:
     matrices = {"gated": 3, "plain": 2, "none": 0}[config.feed_forward]
-    return config.num_hidden_layers * (_attention(config) + matrices * config.hidden_size * config.intermediate_size)
+    layers, experts, dense = config.num_hidden_layers, config.experts, config.num_hidden_layers
+    widths = 0
+    if experts is not None:
+        dense = sum(layer < layers for layer in set(experts.dense_layers))
+        of_layer = experts.num_experts * experts.intermediate_size + experts.shared_intermediate_size
+        widths = (layers - dense) * of_layer
+    return layers * _attention(config) + matrices * config.hidden_size * (widths + dense * config.intermediate_size)
 
 
 def fits(size: int, device: torch.device | str = "cpu") -> bool:
@@ -146,7 +163,8 @@ def check_generation(
     width = virtual_tokens + prompt_tokens + new_tokens
     windows = [config.sliding_window if kind == "sliding" else None for kind in config.attention_layers]
     slots = sum(width if not window else min(width, 2 * window) for window in windows)
-    cache = 2 * slots * config.num_key_value_heads * config.head_dim * item_bytes + state_bytes(config)
+    heads, key_width, value_width = config.cache_shape
+    cache = slots * heads * (key_width + value_width) * item_bytes + state_bytes(config)
     biases = 0
     if config.position in ("relative", "alibi"):  # a distance and each head's bias for every pair of tokens
         biases = (width - new_tokens) ** 2 * (2 * 8 + 4 * config.num_attention_heads)

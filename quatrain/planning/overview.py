@@ -64,8 +64,9 @@ class ModelSize:
 
     @classmethod
     def of(cls, name: str, config: ModelConfig) -> ModelSize:
-        """The size of a model with its shapes, counted exactly."""
-        return cls(name, counts.parameters(config), config)
+        """The size of a model with its shapes, counted exactly; with experts also what a token uses."""
+        active = None if config.experts is None else counts.active_parameters(config)
+        return cls(name, counts.parameters(config), config, active)
 
     @classmethod
     def counted(cls, name: str, sizes: Sizes) -> ModelSize:

@@ -211,7 +211,14 @@ def layer_activation_bytes(config: ModelConfig, step: Step, tensor: int = 1, seq
     attending = len(config.attention_layers)
     inside = attending / config.num_hidden_layers * mixed + recurrent_activation_bytes(config, step)
     if config.feed_forward == "gated":
-        inside += e * (3 if step.fused_gate else 4) * f
+        gates = 3 if step.fused_gate else 4
+        if (experts := config.experts) is not None:  # Each expert's tokens are copies, and its output is weighted.
+            sparse = experts.experts_per_token * (gates * experts.intermediate_size + 2 * h)
+            sparse += gates * experts.shared_intermediate_size
+            dense = sum(layer < config.num_hidden_layers for layer in experts.dense_layers) / config.num_hidden_layers
+            inside += e * (dense * gates * f + (1 - dense) * sparse)
+        else:
+            inside += e * gates * f
     elif config.feed_forward == "plain":
         inside += e * (1 if config.activation in ("relu", "tanh") else 2) * f
     if step.checkpointing == "none" and not step.flash:

@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from quatrain.core.errors import InputError
-from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
+from quatrain.models.transformer.config import LANGUAGE_HEADS, ExpertsConfig, ModelConfig
 from quatrain.models.transformer.kv_cache import KVCache
 from quatrain.models.transformer.stack import Model
 from quatrain.planning import counts
@@ -72,12 +72,31 @@ def twin(config: ModelConfig) -> ModelConfig:
                     "recurrent_groups": heads if config.recurrent_groups == config.recurrent_heads else 1}  # fmt: skip
     if config.sliding_window is not None:
         changes["sliding_window"] = CONTEXT // 4
+    if config.latent is not None:
+        rotated = max(2, width // 4 * 2)
+        changes |= {"num_key_value_heads": heads, "rotary_dim": rotated, "latent": replace(
+            config.latent, kv_rank=2 * width, query_rank=2 * width if config.latent.query_rank else 0,
+            rope_dim=rotated, nope_dim=width - rotated, value_dim=width)}  # fmt: skip
+    if config.experts is not None:
+        changes["experts"] = _few_experts(config.experts, HIDDEN / config.hidden_size, layers)
     if config.architecture == "encoder-decoder":
         changes |= {"num_encoder_layers": layers, "encoder_attention_heads": heads,
                     "encoder_intermediate_size": changes["intermediate_size"]}  # fmt: skip
     else:
         del changes["decoder_start_token_id"]
     return replace(config, **changes)
+
+
+def _few_experts(experts: ExpertsConfig, ratio: float, layers: int) -> ExpertsConfig:
+    """At most eight experts in one group, their widths times `ratio`."""
+    count = min(experts.num_experts, 8)
+    shared = experts.shared_intermediate_size
+    return replace(
+        experts, num_experts=count, experts_per_token=min(experts.experts_per_token, count), groups=1,
+        groups_per_token=1, intermediate_size=max(8, round(experts.intermediate_size * ratio)),
+        shared_intermediate_size=max(8, round(shared * ratio)) if shared else 0,
+        dense_layers=tuple(layer for layer in experts.dense_layers if layer < layers),
+    )  # fmt: skip
 
 
 def _head(config: ModelConfig) -> str:
@@ -122,7 +141,8 @@ def compare(config: ModelConfig) -> Iterator[Row]:
     states = [value for state in optimizer.state.values() for value in state.values() if value.dim()]
     planned = state_memory(counts.parameters(small), Step(precision="float32"), Layout())[2]
     yield Row("bytes of AdamW's states", planned, _bytes(states), "B")
-    if small.architecture != "encoder-decoder":
+    estimated = small.experts is not None or small.latent is not None  # without what small tensors save
+    if small.architecture != "encoder-decoder" and not estimated:
         yield _activations(small, tokens)
 
 

@@ -126,9 +126,14 @@ class Gradients:
         return Step(values[0] / divisor, norm, int(values[2]), sums.means(divisor, values[3:]), batches, losses)
 
     def _gathered(self) -> list[Tensor]:
-        """The gradients of all micro-batches. Sparse ones have each row once; processes exchange them as dense ones."""
+        """The gradients of all micro-batches. Sparse ones have each row once; processes exchange them as dense ones.
+
+        An expert that is idle in one process may be used in another, so that with several each has a gradient.
+        """
         found = []
-        for master in self.weights.masters.values():
+        for name, master in self.weights.masters.items():
+            if master.grad is None and self.parallel.size > 1 and ".experts." in name:
+                master.grad = torch.zeros_like(master)
             if master.grad is None:
                 continue
             if master.grad.is_sparse:

@@ -297,6 +297,10 @@ class Trainer:
         # Fused optimizers change weights without counting it; engines notice changed weights by their versions.
         increment_version(list(self.weights.masters.values()))
         self.weights.publish()
+        for module in self.model.modules():
+            listener: Any = getattr(module, "after_optimizer_step", None)
+            if listener is not None:
+                listener(self.parallel.sum)
         self.guard.passed()
         self._measure()
         return step, rate, None

@@ -46,6 +46,7 @@ def test_the_lists_of_settings_are_those_of_the_families():
     for name in decoders | others:
         config = ModelSettings(family=name, hidden_size=32).config(61, pad_token_id=0)
         assert (config.feed_forward == "plain") == (name in settings.PLAIN_FEED_FORWARD)
+        assert (config.experts is not None) == (name in settings.MIXTURES)
         assert (config.position != "rotary") == (name in settings.NOT_ROTARY)
         assert (not config.attends) == (name in settings.WITHOUT_ATTENTION)
         assert (config.feed_forward == "none") == (name in settings.WITHOUT_FEED_FORWARD)

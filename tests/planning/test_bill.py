@@ -101,13 +101,21 @@ def test_published_models_have_their_published_parameters(name: str) -> None:
 
 
 def test_other_models_by_formula() -> None:
-    """ViT-B/16 17.6 GMACs an image (Dosovitskiy et al.: 55.4 for B/16 at 384); Mixtral's cache 128 KiB a token."""
+    """ViT-B/16 17.6 GMACs an image (Dosovitskiy et al.: 55.4 for B/16 at 384)."""
     vit = ModelSize.published("vit-b-16", FACTS.models["vit-b-16"]).sizes
     assert vit.flops(0) / 2 == pytest.approx(17.6e9, rel=0.005)
-    mixtral = ModelSize.published("mixtral-8x7b", FACTS.models["mixtral-8x7b"]).sizes
-    assert 2 * mixtral.cache == 128 * 1024 and mixtral.flops(0) == pytest.approx(2 * 12.75e9, rel=0.001)
-    with pytest.raises(InputError, match="num_experts_per_tok: missing"):
-        sizes_of({k: v for k, v in FACTS.models["mixtral-8x7b"].config.items() if k != "num_experts_per_tok"})
+    with pytest.raises(InputError, match="hidden_size: missing"):
+        sizes_of({k: v for k, v in FACTS.models["vit-b-16"].config.items() if k != "hidden_size"})
+
+
+def test_a_mixture_is_counted_on_its_own_network() -> None:
+    """Mixtral's 12.9 billion active parameters less the embedding are what a token is multiplied with."""
+    mixtral = ModelSize.published("mixtral-8x7b", FACTS.models["mixtral-8x7b"])
+    assert mixtral.config is not None and mixtral.sizes is None
+    assert counts.kv_cache_bytes(mixtral.config, 1, dtype="bfloat16") == 128 * 1024
+    assert counts.flops_per_token(mixtral.config, 0, training=False) == pytest.approx(2 * 12.75e9, rel=0.001)
+    dense = counts.parameters_by_part(mixtral.config)["experts"] // 4  # two of eight
+    assert mixtral.active == mixtral.parameters - 3 * dense
 
 
 @pytest.mark.parametrize(

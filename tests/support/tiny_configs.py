@@ -20,13 +20,24 @@ TINY["vit"] = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2
 TINY["deit"] = TINY["ijepa"] = TINY["vit"]
 TINY["marian"], TINY["mt5"] = TINY["bart"], TINY["t5"]
 USUAL = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-GROUPED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi", "phi3")
+EXPERTS: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
+                  "shared_expert_intermediate_size": 8},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "head_dim": 4},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 4, "sliding_window": 4},
+    "deepseek_v3": {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "n_group": 2,
+                    "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 4, "q_lora_rank": 6,
+                    "qk_rope_head_dim": 2, "qk_nope_head_dim": 4, "v_head_dim": 3},
+}  # fmt: skip
+GROUPED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi", "phi3", *EXPERTS)
 
 
 def tiny(name: str) -> dict[str, Any]:
     config = {"model_type": name, "vocab_size": 32, **TINY.get(name, USUAL)}
     if name in ("vit", "deit", "ijepa"):
         del config["vocab_size"]
+    config |= EXPERTS.get(name, {})
     if name in GROUPED:
         config |= {"num_key_value_heads": 1, "max_position_embeddings": 64}
     if name.startswith("gemma"):

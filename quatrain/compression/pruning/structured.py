@@ -155,6 +155,8 @@ def _structure_problems(model: Model, shares: Shares) -> list[str]:
     config, problems = model.config, []
     if config.architecture == "encoder-decoder":
         problems.append(f"{config.family}: an encoder-decoder; only encoders and decoders are made smaller")
+    if config.experts is not None or config.latent is not None:
+        problems.append(f"{config.family}: has experts or latent attention; only dense models are made smaller")
     if not all(isinstance(module, nn.Linear) for module in block_linears(model).values()):
         problems.append("the model is quantized or has adapters: prune it before quantizing it, and merge adapters")
     if (shares.heads or shares.units) and (config.recurs or config.feed_forward == "none"):

@@ -30,6 +30,8 @@ def fresh_config(name: str, sizes: Mapping[str, Any], *, head: str | None = None
         "encoder_attention_heads": heads,
         "encoder_intermediate_size": wanted["intermediate_size"],
         "query_pre_attn_scalar": wanted["head_dim"],
+        **_mixture(wanted["intermediate_size"], layers),
+        **_latent(wanted["head_dim"]),
         **wanted,
     }
     theirs = {key.theirs: values[key.ours] for key in family.keys if key.ours in values and key.choices is None}
@@ -49,3 +51,22 @@ def fresh_config(name: str, sizes: Mapping[str, Any], *, head: str | None = None
     ]:
         raise InputError(f"A {name} model cannot have this configuration:", problems)
     return config
+
+
+def _mixture(width: int, layers: int) -> dict[str, Any]:
+    """Keys of a small mixture of experts: two of eight for each token, together as wide as the dense network."""
+    half = max(1, width // 2)
+    return {
+        "num_experts": 8, "num_local_experts": 8, "n_routed_experts": 8, "num_experts_per_tok": 2,
+        "moe_intermediate_size": half, "shared_expert_intermediate_size": half, "n_group": 1, "topk_group": 1,
+        "first_k_dense_replace": int(layers > 1), "norm_topk_prob": True,
+    }  # fmt: skip
+
+
+def _latent(width: int) -> dict[str, Any]:
+    """Keys of latent attention for heads of this width, with the proportions of DeepSeek-V3's ranks."""
+    rotated = max(2, width // 4 * 2)
+    return {
+        "qk_rope_head_dim": rotated, "qk_nope_head_dim": width - rotated, "v_head_dim": width,
+        "kv_lora_rank": 4 * width, "q_lora_rank": 12 * width,
+    }  # fmt: skip

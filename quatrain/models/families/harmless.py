@@ -28,9 +28,16 @@ REASONS: Mapping[str, tuple[str, ...]] = {
     ),
     "an option of a decoder that paints pictures, which is not part of the model": ("encoder_stride",),
     "splits a matrix product into slices whose sum is the same": ("pretraining_tp",),
-    "selects what transformers returns besides the result": (
-        "output_attentions", "output_hidden_states", "output_past", "return_dict",
+    "layers that predict further tokens are kept and written back, and not used": (
+        "num_mtp_layers", "num_nextn_predict_layers",
     ),
+    "options of DeepSeek's own training, which transformers does not read": (
+        "aux_loss_alpha", "ep_size", "initial_context_length", "seq_aux",
+    ),
+    "selects what transformers returns besides the result": (
+        "output_attentions", "output_hidden_states", "output_past", "output_router_logits", "return_dict",
+    ),
+    "noise on a router's input in training, which no published model has": ("router_jitter_noise",),
     "options of the pre-training loss of another implementation": (
         "sparse_pred_ignore_index", "sparse_prediction", "tf_legacy_loss",
     ),

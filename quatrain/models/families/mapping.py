@@ -114,6 +114,8 @@ class Family:
     """What its frontend reads: `pictures` or `sound`; "" for a model of texts alone."""
     from_sizes: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """For a family without some parts of a transformer: its fields for the sizes of one (`fresh_config`)."""
+    kept: Callable[[str, ModelConfig], bool] | None = None
+    """Which tensors of the files the model does not use, and keeps to write them back unchanged."""
     nested_in: Mapping[str, str] = field(default_factory=dict)
     """Model types whose config.json contains this family's (a text model inside an image-text model), and its key."""
     other_prefixes: Sequence[str] = ()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quatrain.core.wording import format_value
-from quatrain.models.transformer.config import MAX_LAYERS, MAX_SIZE
+from quatrain.models.transformer.config import MAX_EXPERTS, MAX_LAYERS, MAX_SIZE
 
 MAX_LABELS = 1_000_000
 
@@ -39,6 +39,7 @@ SIZE = ValueType(f"a whole number from 1 to {MAX_SIZE:,}", _whole(1))
 SIZE_OR_ZERO = ValueType(f"a whole number from 0 to {MAX_SIZE:,}", _whole(0))
 LAYERS = ValueType(f"a whole number from 1 to {MAX_LAYERS:,}", _whole(1, MAX_LAYERS))
 LAYERS_OR_ZERO = ValueType(f"a whole number from 0 to {MAX_LAYERS:,}", _whole(0, MAX_LAYERS))
+EXPERTS = ValueType(f"a whole number from 1 to {MAX_EXPERTS:,}", _whole(1, MAX_EXPERTS))
 LABELS = ValueType(f"a whole number from 1 to {MAX_LABELS:,}", _whole(1, MAX_LABELS))
 TOKEN = ValueType(f"a token id: a whole number from -1 to {MAX_SIZE:,}", _whole(-1))
 TOKENS = ValueType("a token id or a list of them", _tokens)
@@ -51,6 +52,10 @@ TEXTS = ValueType(
     "a list of texts", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)
 )
 LIST = ValueType("a list", lambda value: isinstance(value, list | tuple))
+LAYER_NUMBERS = ValueType(
+    "a list of layers, counted from 0",
+    lambda value: isinstance(value, list) and all(SIZE_OR_ZERO.accepts(item) for item in value),
+)
 TABLE = ValueType("a table", lambda value: isinstance(value, dict))
 TEXT_BY_NUMBER = ValueType(
     "a table of names whose keys are 0, 1, 2 and so on",
@@ -128,12 +133,14 @@ READ: Mapping[str, ValueType] = {
     "classifier_activation": TEXT,
     "classifier_pooling": TEXT,
     "decoder_bias": FLAG,
+    "decoder_sparse_step": SIZE,
     "decoder_start_token_id": TOKEN,
     "decoder_vocab_size": SIZE,
     "dense_act_fn": TEXT,
     "do_layer_norm_before": FLAG,
     "embedding_dim": SIZE,
     "enable_bias": FLAG,
+    "expert_capacity_factor": POSITIVE,
     "feed_forward_proj": TEXT,
     "expand": POSITIVE,
     "ffn_proj_factor": POSITIVE,
@@ -153,6 +160,8 @@ READ: Mapping[str, ValueType] = {
     "local_rope_theta": POSITIVE,
     "max_position_embeddings": SIZE,
     "max_window_layers": LAYERS_OR_ZERO,
+    "mlp_only_layers": LAYER_NUMBERS,
+    "moe_intermediate_size": SIZE,
     "n_ctx": SIZE,
     "n_embed": SIZE,
     "n_head": SIZE,
@@ -160,12 +169,16 @@ READ: Mapping[str, ValueType] = {
     "n_layer": LAYERS,
     "n_positions": SIZE,
     "norm_bias": FLAG,
+    "norm_topk_prob": FLAG,
     "num_attention_heads": SIZE,
     "num_blocks": LAYERS,
     "num_channels": SIZE,
     "num_decoder_layers": LAYERS,
+    "num_experts": EXPERTS,
+    "num_experts_per_tok": EXPERTS,
     "num_hidden_layers": LAYERS,
     "num_key_value_heads": SIZE,
+    "num_local_experts": EXPERTS,
     "original_max_position_embeddings": SIZE,
     "patch_size": SIDES,
     "pooler_act": TEXT,
@@ -174,19 +187,24 @@ READ: Mapping[str, ValueType] = {
     "pretraining_tp": SIZE,
     "qk_dim_factor": POSITIVE,
     "qk_layernorm": FLAG,
+    "qkv_bias": FLAG,
     "query_pre_attn_scalar": POSITIVE,
     "rope_local_base_freq": POSITIVE,
     "rope_parameters": TABLE,
     "rope_scaling": TABLE,
     "rope_theta": POSITIVE,
     "rotary_emb_base": POSITIVE,
+    "router_aux_loss_coef": NOT_NEGATIVE,
+    "router_bias_update_rate": NOT_NEGATIVE,
+    "router_z_loss_coef": NOT_NEGATIVE,
     "rotary_pct": SHARE,
     "scale_attn_by_inverse_layer_idx": FLAG,
     "scale_attn_weights": FLAG,
     "scale_decoder_outputs": FLAG,
     "scale_embedding": FLAG,
     "seq_length": SIZE,
-    "sliding_window": SIZE,
+    "shared_expert_intermediate_size": SIZE,
+    "sliding_window": SIZE_OR_ZERO,
     "sliding_window_pattern": SIZE,
     "slow_but_exact": FLAG,
     "tie_word_embeddings": FLAG,
@@ -196,6 +214,26 @@ READ: Mapping[str, ValueType] = {
     "use_sliding_window": FLAG,
     "v_dim_factor": POSITIVE,
     "word_embed_proj_dim": SIZE,
+    "experts_per_token": EXPERTS,
+    "n_routed_experts": EXPERTS,
+    "n_group": EXPERTS,
+    "topk_group": EXPERTS,
+    "embedding_multiplier": POSITIVE,
+    "residual_multiplier": POSITIVE,
+    "attention_multiplier": POSITIVE,
+    "logits_scaling": POSITIVE,
+    "swiglu_limit": POSITIVE,
+    "routed_scaling_factor": POSITIVE,
+    "kv_lora_rank": SIZE,
+    "q_lora_rank": SIZE,
+    "qk_rope_head_dim": SIZE,
+    "qk_nope_head_dim": SIZE,
+    "v_head_dim": SIZE,
+    "head_dim": SIZE,
+    "qk_head_dim": SIZE,
+    "n_shared_experts": EXPERTS,
+    "first_k_dense_replace": LAYERS_OR_ZERO,
+    "rope_interleave": FLAG,
 }
 """Types of the keys that a family's `read` function uses. A key has the same type in every family."""
 

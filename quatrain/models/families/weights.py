@@ -1,6 +1,7 @@
 """Reversible operations that map the weights of a family's files (`theirs`) to those of the stack (`ours`).
 
-Names may contain `{n}` for each layer, or `{e}` for each layer of an encoder-decoder's encoder. Every operation can
+Names may contain `{n}` for each layer, `{e}` for each layer of an encoder-decoder's encoder, and `{x}` for each expert
+of a mixture. Every operation can
 read (theirs to ours) and write (ours to theirs), so that one list maps a checkpoint in both directions, bit for bit.
 """
 
@@ -177,20 +178,83 @@ class Computed:
         return replace(self, theirs=prefix + self.theirs)
 
 
-Operation = Rename | Split | Computed
+@dataclass(frozen=True)
+class Stacked:
+    """One tensor of theirs (experts, …) holds a matrix or bias of every expert; `ours` contain `{x}`.
+
+    With several names each expert's matrix is several of ours, concatenated along the output axis, or `interleaved`:
+    row 0 of the first, row 0 of the second, row 1 of the first and so on. `transpose`: theirs are (in, out).
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    transpose: bool = False
+    interleaved: bool = False
+    experts: int = 0
+
+    @property
+    def sources(self) -> list[str]:
+        """Their names."""
+        return [self.theirs]
+
+    @property
+    def targets(self) -> list[str]:
+        """Our names."""
+        return [name for expert in range(self.experts) for name in self.of_expert(expert)]
+
+    def of_expert(self, expert: int) -> list[str]:
+        """Our names of one expert."""
+        return [name.replace("{x}", str(expert)) for name in self.ours]
+
+    def read(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Our tensors, from a function that returns theirs by name; views if possible."""
+        for expert, stored in enumerate(get(self.theirs)):
+            matrix, count = stored.t() if self.transpose else stored, len(self.ours)
+            parts = [matrix[part::count] for part in range(count)] if self.interleaved else matrix.chunk(count)
+            yield from zip(self.of_expert(expert), parts, strict=True)
+
+    def write(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Their tensor, from a function that returns ours by name."""
+        yield self.theirs, torch.stack([self._joined(expert, get) for expert in range(self.experts)])
+
+    def _joined(self, expert: int, get: Callable[[str], Tensor]) -> Tensor:
+        parts = [get(name) for name in self.of_expert(expert)]
+        matrix = torch.stack(parts, dim=1).flatten(0, 1) if self.interleaved else torch.cat(parts)
+        return matrix.t() if self.transpose else matrix
+
+    def at(self, layer: str, number: int) -> Stacked:
+        """This operation for one layer: `layer` (`{n}`) replaced with its number."""
+        ours = tuple(name.replace(layer, str(number)) for name in self.ours)
+        return replace(self, theirs=self.theirs.replace(layer, str(number)), ours=ours)
+
+    def sized(self, config: ModelConfig) -> Stacked:
+        """This operation with the sizes of a configuration."""
+        return replace(self, experts=0 if config.experts is None else config.experts.num_experts)
+
+    def prefixed(self, prefix: str) -> Stacked:
+        """This operation with a prefix added to their names."""
+        return replace(self, theirs=prefix + self.theirs)
+
+
+Operation = Rename | Split | Computed | Stacked
 
 
 def expand(operations: Sequence[Operation], config: ModelConfig) -> list[Operation]:
-    """The operations for a configuration, one for each layer instead of `{n}` and `{e}`."""
-    layers = {"{n}": config.num_hidden_layers, "{e}": config.num_encoder_layers}
-    expanded: list[Operation] = []
-    for operation in operations:
-        operation = operation.sized(config)
-        layer = next((mark for mark in layers if mark in operation.theirs), None)
-        if layer is None:
-            expanded.append(operation)
-        else:
-            expanded.extend(operation.at(layer, number) for number in range(layers[layer]))
+    """The operations for a configuration, one for each layer (`{n}`, `{e}`) and each expert (`{x}`)."""
+    numbers = {
+        "{n}": config.num_hidden_layers,
+        "{e}": config.num_encoder_layers,
+        "{x}": 0 if config.experts is None else config.experts.num_experts,
+    }
+    expanded: list[Operation] = [operation.sized(config) for operation in operations]
+    for mark, count in numbers.items():
+        expanded = [
+            one
+            for operation in expanded
+            for one in (
+                [operation.at(mark, number) for number in range(count)] if mark in operation.theirs else [operation]
+            )
+        ]
     return expanded
 
 

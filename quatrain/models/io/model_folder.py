@@ -248,7 +248,7 @@ def file_state_dict(model: Model) -> dict[str, Tensor]:
             "or write them with quatrain.adapters.peft_files.save_adapter:",
             lost,
         )
-    return theirs
+    return theirs | model.unused_tensors
 
 
 def save(

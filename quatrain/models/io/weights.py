@@ -62,7 +62,8 @@ def load_weights(model: Model, names: TensorNames, dtype: torch.dtype, device: t
         for duplicate, name in names.duplicates()
         if not names.tensors.equal(duplicate, name)
     ]
-    problems += [f"{name}: unexpected" for name in names.unexpected()]
+    kept = [name for name in names.unexpected() if names.family.kept and names.family.kept(name, model.config)]
+    problems += [f"{name}: unexpected" for name in names.unexpected() if name not in kept]
     if problems:
         raise InputError(f"{names.tensors.folder}: the weights do not match config.json:", first_problems(problems))
     with_nan: list[str] = []
@@ -87,6 +88,9 @@ def load_weights(model: Model, names: TensorNames, dtype: torch.dtype, device: t
             f"{names.tensors.folder}: the weights contain NaN, so the model could only compute NaN. {RETRY_HINT}",
             first_problems([f"{name}: contains NaN" for name in dict.fromkeys(with_nan)]),
         )
+    model.unused_tensors = {
+        name: names.tensors.copy(names.tensors.view(name), None, torch.device("cpu")) for name in kept
+    }
     new.sort()
     for name in new:
         _assign(model, name, torch.empty(expected[name].shape, dtype=dtype, device=device))

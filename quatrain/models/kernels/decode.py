@@ -120,6 +120,8 @@ def explain(model: Any) -> str | None:
         0, config.hidden_size
     ):  # fmt: skip
         return f"a block of {config.family} of this shape is not decoded natively"
+    if config.experts is not None or config.attention_sinks or config.latent is not None:
+        return f"a {config.family} model has parts that native code does not run: experts, sinks or latent attention"
     if any(depends_on_length(scaling) for scaling in (config.rope_scaling, config.local_rope_scaling)):
         return "rotary frequencies depend on the length of the text"
     problem = _modules_problem(model)

@@ -44,6 +44,7 @@ class Attention(nn.Module):
         normed = config.query_key_norm == "head"
         self.q_norm = make_norm(config, self.head_dim) if normed else None
         self.k_norm = make_norm(config, self.head_dim) if normed else None
+        self.sinks = nn.Parameter(torch.zeros(self.num_heads)) if config.attention_sinks and not cross else None
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         """x (B, T, hidden_size) to the same shape."""
@@ -94,7 +95,7 @@ class Attention(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, recorded: list[Tensor] | None
     ) -> Tensor:
         """Attention of queries (B, H, T, D) over keys and values (B, G, S, D); gives (B, T, H D)."""
-        if recorded is None and flex.supports(query, self.softcap, self.window, key.shape[2]):
+        if recorded is None and self.sinks is None and flex.supports(query, self.softcap, self.window, key.shape[2]):
             output = flex.attention(
                 query,
                 key,
@@ -105,7 +106,7 @@ class Attention(nn.Module):
                 mask=mask.mask,
                 causal=mask.causal,
             )
-        elif recorded is not None or self.softcap is not None:
+        elif recorded is not None or self.softcap is not None or self.sinks is not None:
             output = self._explicit(query, self._repeat_kv(key, 1), self._repeat_kv(value, 1), mask, recorded)
         else:
             output = F.scaled_dot_product_attention(
@@ -116,18 +117,25 @@ class Attention(nn.Module):
                 is_causal=mask.is_plain_causal,
                 scale=self.scale,
             )
-        return output.transpose(1, 2).reshape(query.shape[0], query.shape[2], self.num_heads * self.head_dim)
+        return output.transpose(1, 2).flatten(2)
 
     def _explicit(
         self, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, recorded: list[Tensor] | None
     ) -> Tensor:
-        """Attention that materializes its weights (B, H, T, S), which can be recorded."""
+        """Attention that materializes its weights (B, H, T, S), which can be recorded.
+
+        Sinks are logits of a slot without a value, which takes a part of the attention (GPT-OSS).
+        """
         scores = query @ key.mT * self.scale
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
         added = mask.additive(query.shape[2], key.shape[2], query)
         scores = scores if added is None else scores + added
+        if self.sinks is not None:
+            sinks = self.sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+            scores = torch.cat((scores, sinks), dim=-1)
         weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+        weights = weights if self.sinks is None else weights[..., :-1]
         if recorded is not None:
             recorded.append(weights)
         return weights @ value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,16 @@ from quatrain.models.transformer.context import (
     AttentionMask,
     ForwardContext,
     Prefix,
+    Routing,
     Trace,
     branch_mask,
     cross_attention_mask,
     self_attention_mask,
     self_attention_mask_at,
 )
-from quatrain.models.transformer.feed_forward import FeedForward
+from quatrain.models.transformer.experts import make_feed_forward
 from quatrain.models.transformer.kv_cache import CacheRows
+from quatrain.models.transformer.latent_attention import LatentAttention
 from quatrain.models.transformer.mamba import Mamba2
 from quatrain.models.transformer.mlstm import MLSTM
 from quatrain.models.transformer.norms import make_norm
@@ -58,7 +60,8 @@ class Block(nn.Module):
         self.norm_position, self.residual, self.dropout = config.norm_position, config.residual, config.dropout
         self.input_layernorm = make_norm(config) if config.first_norm or layer else nn.Identity()
         self.kind = config.layer_types[layer]
-        self.self_attn = Attention(config, layer) if self.kind in ATTENTION_LAYERS else None
+        attention = Attention if config.latent is None else LatentAttention
+        self.self_attn = attention(config, layer) if self.kind in ATTENTION_LAYERS else None
         self.mixer: Any = None if self.self_attn is not None else RECURRENT[self.kind](config, layer)
         has_encoder = config.architecture == "encoder-decoder"
         self.cross_attn_layernorm = make_norm(config) if has_encoder else None
@@ -66,7 +69,7 @@ class Block(nn.Module):
         has_feed_forward = config.feed_forward != "none"
         second_norm = has_feed_forward and config.residual != "parallel_shared"
         self.post_attention_layernorm = make_norm(config) if second_norm else None
-        self.mlp = FeedForward(config) if has_feed_forward else None
+        self.mlp = make_feed_forward(config, layer) if has_feed_forward else None
         sandwich = config.norm_position == "sandwich"
         self.attention_output_layernorm = make_norm(config) if sandwich else None
         self.feed_forward_output_layernorm = make_norm(config) if sandwich and has_feed_forward else None
@@ -83,14 +86,17 @@ class Block(nn.Module):
         if self.residual != "sequential" and self.mlp is not None:
             normed = self.input_layernorm(x)
             other = normed if self.post_attention_layernorm is None else self.post_attention_layernorm(x)
-            return x + self._drop(mixer(normed, context)) + self._drop(self.mlp(other))
+            return x + self._drop(mixer(normed, context)) + self._drop(self.mlp(other, context))
         x = self._add(x, lambda h: mixer(h, context), self.input_layernorm, self.attention_output_layernorm)
         if self.cross_attn is not None and self.cross_attn_layernorm is not None:
             cross = self.cross_attn
             x = self._add(x, lambda h: cross(h, context), self.cross_attn_layernorm)
         if self.mlp is None:
             return x
-        return self._add(x, self.mlp, self.post_attention_layernorm, self.feed_forward_output_layernorm)
+        mlp = self.mlp
+        return self._add(
+            x, lambda h: mlp(h, context), self.post_attention_layernorm, self.feed_forward_output_layernorm
+        )
 
     def _add(
         self, x: Tensor, sublayer: Callable[[Tensor], Tensor], norm: nn.Module | None, after: nn.Module | None = None
@@ -104,6 +110,13 @@ class Block(nn.Module):
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class RunInputs(TypedDict, total=False):
+    """Inputs of `Stack.run` that few callers give, as in `Model.hidden_states`."""
+
+    branches: Tensor | None
+    routing: list[Routing] | None
 
 
 class Stack(nn.Module):
@@ -143,12 +156,13 @@ class Stack(nn.Module):
         encoded: Tensor | None = None,
         encoder_segments: Tensor | None = None,
         prefix: Prefix | None = None,
-        branches: Tensor | None = None,
+        **more: Unpack[RunInputs],
     ) -> Tensor:
         """The last hidden states (B, T, hidden_size) of embedded tokens; arguments as in `Model.forward`.
 
         `prefix` holds keys and values that replace those that the layers compute.
         """
+        branches, routing = more.get("branches"), more.get("routing")
         length, past, text_length = embedded.shape[1], 0, None
         if cache is not None:
             self._check_length(positions, max(cache.token_counts(length)) - length, length)
@@ -173,11 +187,14 @@ class Stack(nn.Module):
             mask, without_keys = cross_attention_mask(segments, encoder_segments)
             use_cpu_kernel = self._use_cpu_kernel(x, self._encoder_length(encoded, cache), cache, trace, causal=False)
             masks["cross"] = AttentionMask(mask, without_keys=without_keys, use_cpu_kernel=use_cpu_kernel)
+        text = None
+        if self.config.experts is not None and segments is not None:
+            text = segments != 0
         recurrence = Recurrence()
         if self.config.recurs:
             padding = None if cache is None else cache.padding
             recurrence = make_recurrence(slots, past, length, padding, x.device)
-        context = ForwardContext(masks, rotary, cache, trace, encoded, prefix, recurrence)
+        context = ForwardContext(masks, rotary, cache, trace, encoded, prefix, recurrence, text, routing)
         for layer in self.layers:
             if trace is not None:
                 trace.hidden_states.append(x)
@@ -313,6 +330,8 @@ class Stack(nn.Module):
     ) -> bool:
         """Whether the hand-written CPU attention is used: in training, if its scores fit in memory."""
         if cache is not None or trace is not None:
+            return False
+        if self.config.attention_sinks:
             return False
         no_fast_path = self.relative_bias is not None or self.config.attention_softcap is not None
         return cpu.supports_attention(

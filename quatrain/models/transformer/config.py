@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,9 @@ from quatrain.models.transformer.frontend import Frontend
 
 MAX_SIZE = 2**31 - 1
 """The largest size or id: the maximum of a signed 32-bit integer."""
+
+MAX_EXPERTS = 100_000
+"""Maximum number of experts of a layer, each of them a module; the largest published models have some hundred."""
 
 MAX_LAYERS = 2_000
 """Maximum number of layers; the deepest published transformer has 1,000 (Wang et al. 2022, arXiv 2203.00555)."""
@@ -125,6 +128,125 @@ class RotaryScaling:
         return max(max_position_embeddings, int(factor * original))
 
 
+ROUTERS = ("softmax", "softmax_of_chosen", "sigmoid")
+"""How a router's logits become the weights of the chosen experts: `softmax` over all experts, then choose (Mixtral);
+choose, then softmax over the chosen (GPT-OSS); a `sigmoid` of each, chosen with a bias that balances the load
+(DeepSeek-V3, Liu et al. 2024, arXiv 2412.19437)."""
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """The mixture of experts that replaces the feed-forward network (Shazeer et al. 2017, arXiv 1701.06538).
+
+    Raises InputError, with all problems, for values that are invalid or contradict each other.
+    """
+
+    num_experts: int
+    experts_per_token: int
+    intermediate_size: int
+    """Width of one expert."""
+    router: str = "softmax"
+    renormalize: bool = True
+    """Whether the weights of the chosen experts are divided by their sum."""
+    scale: float = 1.0
+    """Factor of the weights of the chosen experts."""
+    groups: int = 1
+    groups_per_token: int = 1
+    """Group-limited routing: experts are chosen from the groups whose two best experts score highest."""
+    shared_intermediate_size: int = 0
+    """Width of the shared expert, which every token uses; 0: none."""
+    shared_gate: bool = False
+    """Whether a sigmoid gate multiplies the shared expert's output (Qwen2-MoE)."""
+    bias: bool = False
+    """Whether the router and the experts have biases."""
+    clamp: float | None = None
+    """Limit L of GPT-OSS's activation (min(g, L) sigmoid(1.702 min(g, L))) (clip(u, -L, L) + 1); None: the model's."""
+    dense_layers: tuple[int, ...] = ()
+    """Layers that have a plain feed-forward network instead."""
+    capacity_factor: float | None = None
+    """In training an expert takes at most this factor times the mean number of tokens; None: all (dropless)."""
+    balance_loss: float = 0.0
+    """Coefficient of the load-balancing loss (Fedus et al. 2021, arXiv 2101.03961) in training."""
+    z_loss: float = 0.0
+    """Coefficient of the router's z-loss (Zoph et al. 2022, arXiv 2202.08906) in training."""
+    bias_rate: float = 0.0
+    """Step of a sigmoid router's balancing bias after each optimizer step (Wang et al. 2024, arXiv 2408.15664)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dense_layers", tuple(self.dense_layers))
+        if problems := list(self._problems()):
+            raise InputError("This mixture of experts cannot be built:", problems)
+
+    def _problems(self) -> Iterator[str]:
+        wrong = []
+        for name in ("num_experts", "experts_per_token", "intermediate_size", "groups", "groups_per_token"):
+            most = MAX_SIZE if name == "intermediate_size" else MAX_EXPERTS
+            if not is_size(getattr(self, name), most):
+                wrong.append(name)
+                yield f"{name}: {format_value(getattr(self, name))}; must be a whole number from 1 to {most:,}"
+        yield from _choice("router", self.router, ROUTERS)
+        for name in ("scale", *(name for name in ("clamp", "capacity_factor") if getattr(self, name) is not None)):
+            yield from _number(name, getattr(self, name))
+        for name in ("balance_loss", "z_loss", "bias_rate"):
+            if getattr(self, name) != 0:
+                yield from _number(name, getattr(self, name))
+        if self.bias_rate and self.router != "sigmoid":
+            yield f"bias_rate: {self.bias_rate}; only a sigmoid router has a balancing bias, not {self.router!r}"
+        if not wrong:
+            yield from self._contradictions()
+
+    def _contradictions(self) -> Iterator[str]:
+        if self.experts_per_token > self.num_experts:
+            yield f"experts_per_token: {self.experts_per_token}; must be at most num_experts ({self.num_experts})"
+        if self.num_experts % self.groups:
+            yield f"groups: {self.groups}; must divide num_experts ({self.num_experts})"
+            return
+        in_group = self.num_experts // self.groups
+        if self.groups_per_token > self.groups:
+            yield f"groups_per_token: {self.groups_per_token}; must be at most groups ({self.groups})"
+        elif self.experts_per_token > self.groups_per_token * in_group:
+            yield (
+                f"experts_per_token: {self.experts_per_token}; the {self.groups_per_token} groups of a token have only "
+                f"{self.groups_per_token * in_group} experts"
+            )
+        if self.groups > 1 and self.router != "sigmoid":
+            yield f"groups: {self.groups}; group-limited routing needs a sigmoid router, not {self.router!r}"
+        if self.groups > 1 and in_group < 2:
+            yield f"groups: {self.groups}; a group needs at least 2 experts"
+
+
+@dataclass(frozen=True)
+class LatentConfig:
+    """Multi-head latent attention (Liu et al. 2024, DeepSeek-V2, arXiv 2405.04434): keys and values are projected from
+    a small vector of each token, which the cache stores, with one rotated key that all heads share.
+
+    A head's queries and keys have `nope_dim` channels without positions and `rope_dim` rotated ones.
+    """
+
+    kv_rank: int
+    """Width of the vector that the cache stores."""
+    rope_dim: int
+    nope_dim: int
+    value_dim: int
+    query_rank: int = 0
+    """Width of the queries' own vector; 0: queries are projected from the hidden states."""
+    interleaved: bool = True
+    """Whether the rotated pairs are neighbouring channels in the files."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}: {format_value(getattr(self, name))}; must be a whole number from 1 to {MAX_SIZE:,}"
+            for name in ("kv_rank", "rope_dim", "nope_dim", "value_dim")
+            if not is_size(getattr(self, name))
+        ]
+        if self.query_rank != 0 and not is_size(self.query_rank):
+            problems.append(f"query_rank: {format_value(self.query_rank)}; must be a whole number from 0")
+        if not problems and self.rope_dim % 2:
+            problems.append(f"rope_dim: {self.rope_dim}; rotary positions need an even width")
+        if problems:
+            raise InputError("This latent attention cannot be built:", problems)
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The configuration of a transformer. A size of 0, or None, means that the part does not exist.
@@ -185,6 +307,11 @@ class ModelConfig:
     attention_softcap: float | None = None
     """c in c * tanh(score / c)."""
     query_key_norm: str = "none"
+    attention_sinks: bool = False
+    """Whether each head has a learned logit that takes a part of its attention (Agarwal et al. 2025, GPT-OSS, arXiv
+    2508.10925)."""
+    latent: LatentConfig | None = None
+    """Multi-head latent attention; None: keys and values have projections of their own."""
     sliding_window: int | None = None
     """Tokens in the window of a sliding-window layer: the last ones in a decoder, half on each side in an encoder."""
     layer_types: tuple[str, ...] = ()
@@ -212,6 +339,8 @@ class ModelConfig:
     feed_forward: str = "gated"
     activation: str = "silu"
     feed_forward_bias: bool = False
+    experts: ExpertsConfig | None = None
+    """The mixture of experts in place of the feed-forward network; None: there is none."""
 
     num_encoder_layers: int = 0
     encoder_attention_heads: int = 0
@@ -393,12 +522,27 @@ class ModelConfig:
             yield f"residual: {self.residual!r}; a model without feed_forward needs 'sequential'"
         if self.residual != "sequential" and both:
             yield f"residual: {self.residual!r}; an encoder-decoder needs 'sequential'"
+        if self.latent is not None:
+            yield from self._latent_problems(self.latent)
+        if self.experts is not None and self.feed_forward != "gated":
+            yield f"feed_forward: {self.feed_forward!r}; a mixture of experts needs 'gated'"
         if self.norm_position == "post" and not self.first_norm:
             yield "first_norm: False; needs norms before the parts, and norm_position is 'post'"
         if self.padding_positions == "skipped" and self.architecture != "encoder":
             yield f"padding_positions: 'skipped'; needs the architecture encoder, not {self.architecture}"
         if both and self.embedding_size not in (0, self.hidden_size):
             yield f"embedding_size: {self.embedding_size}; an encoder-decoder needs hidden_size ({self.hidden_size})"
+
+    def _latent_problems(self, latent: LatentConfig) -> Iterator[str]:
+        width = latent.nope_dim + latent.rope_dim
+        if self.head_dim != width:
+            yield f"head_dim: {self.head_dim}; must be nope_dim + rope_dim ({width}) with latent attention"
+        if self.position != "rotary" or self.rotary_dim != latent.rope_dim:
+            yield f"rotary_dim: {self.rotary_dim}; must be rope_dim ({latent.rope_dim}), with rotary positions"
+        if self.num_key_value_heads != self.num_attention_heads:
+            yield f"num_key_value_heads: {self.num_key_value_heads}; latent attention has one for each query head"
+        if self.architecture == "encoder-decoder":
+            yield "latent: latent attention needs a decoder or an encoder, not an encoder-decoder"
 
     def replace(self, **changes: Any) -> ModelConfig:
         """A copy with some fields changed. A new number of layers keeps the layer type if all layers share one."""
@@ -423,6 +567,34 @@ class ModelConfig:
             layer_types=(),
             num_encoder_layers=0,
         )
+
+    def with_layers(self, kept: Sequence[int], **changes: Any) -> ModelConfig:
+        """A copy with these layers alone, in this order, each with the choices that it has here."""
+        if self.experts is not None:
+            dense = tuple(number for number, layer in enumerate(kept) if layer in self.experts.dense_layers)
+            changes.setdefault("experts", dataclasses.replace(self.experts, dense_layers=dense))
+        return dataclasses.replace(
+            self,
+            num_hidden_layers=len(kept),
+            layer_types=tuple(self.layer_types[layer] for layer in kept),
+            **changes,
+        )
+
+    def layer_shape(self, layer: int) -> tuple[Any, ...]:
+        """What distinguishes a layer's weights from those of others: layers with equal shapes have equal weights."""
+        kind = self.layer_types[layer]
+        sparse = self.experts is not None and layer not in self.experts.dense_layers
+        return ("full" if kind == "sliding" else kind, sparse)
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        """Heads of the KV cache, and the widths of what it stores in place of keys and values for each.
+
+        With latent attention these are the one vector of a token and its rotated key.
+        """
+        if self.latent is not None:
+            return 1, self.latent.kv_rank, self.latent.rope_dim
+        return self.num_key_value_heads, self.head_dim, self.head_dim
 
     @property
     def num_labels(self) -> int:

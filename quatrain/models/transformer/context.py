@@ -33,6 +33,20 @@ class Trace:
 
 
 @dataclass
+class Routing:
+    """What the router of one layer decided, for N tokens.
+
+    logits (N, E) in float32. experts (N, K): the chosen experts; E where an assignment was dropped, or the token is
+    padding. weights (N, K). text (N): False at padding; None: all tokens are text.
+    """
+
+    logits: Tensor
+    experts: Tensor
+    weights: Tensor
+    text: Tensor | None = None
+
+
+@dataclass
 class Prefix:
     """Keys and values of a learned prefix; they replace those that each layer computes at the prefix's slots.
 
@@ -107,7 +121,9 @@ class ForwardContext:
 
     masks: by type of layer ("full", "sliding"), and "cross" for cross-attention. rotary: by type of layer, cosines and
     sines (T, R) or (B, T, R). encoded (B, S, hidden_size): the encoder's output, None once a cache has its keys and
-    values. prefix: keys and values of a soft prompt. recurrence: what recurrent layers read.
+    values. prefix: keys and values of a soft prompt. recurrence: what recurrent layers read. text (B, T): False at
+    padding, None where there is none. routing: the list to which each mixture of experts adds its decisions, None to
+    record none.
     """
 
     masks: dict[str, AttentionMask]
@@ -117,6 +133,8 @@ class ForwardContext:
     encoded: Tensor | None = None
     prefix: Prefix | None = None
     recurrence: Recurrence = field(default_factory=Recurrence)
+    text: Tensor | None = None
+    routing: list[Routing] | None = None
 
 
 def self_attention_mask(

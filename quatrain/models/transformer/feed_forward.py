@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from quatrain.models.kernels import cpu
 from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.context import ForwardContext
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -21,22 +22,43 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class FeedForward(nn.Module):
-    """down(act(up(x))), or down(act(gate(x)) * up(x)) when gated; (B, T, hidden_size) to the same."""
+CLAMPED_GAIN = 1.702
+"""Gain of the sigmoid in GPT-OSS's clamped activation."""
 
-    def __init__(self, config: ModelConfig):
+
+class FeedForward(nn.Module):
+    """down(act(up(x))), or down(act(gate(x)) * up(x)) when gated; (…, hidden_size) to the same.
+
+    `width`, `bias` and `clamp` are those of an expert; by default the model's.
+    """
+
+    def __init__(
+        self, config: ModelConfig, width: int | None = None, *, bias: bool | None = None, clamp: float | None = None
+    ):
         super().__init__()
-        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.feed_forward_bias
+        hidden, inner = config.hidden_size, config.intermediate_size if width is None else width
+        bias = config.feed_forward_bias if bias is None else bias
         self.gate_proj = nn.Linear(hidden, inner, bias=bias) if config.feed_forward == "gated" else None
         self.up_proj = nn.Linear(hidden, inner, bias=bias)
         self.down_proj = nn.Linear(inner, hidden, bias=bias)
-        self.activation = ACTIVATIONS[config.activation]
-        self.is_swiglu = config.feed_forward == "gated" and config.activation == "silu"
+        self.activation, self.clamp = ACTIVATIONS[config.activation], clamp
+        self.is_swiglu = config.feed_forward == "gated" and config.activation == "silu" and clamp is None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext | None = None) -> Tensor:
+        """x (…, hidden_size) to the same shape; it needs nothing of the context."""
         if self.gate_proj is None:
             return self.down_proj(self.activation(self.up_proj(x)))
-        gate, up = self.gate_proj(x), self.up_proj(x)
-        if self.is_swiglu and cpu.supports(x):
-            return self.down_proj(cpu.SwiGLUFunction.apply(gate, up))
-        return self.down_proj(self.activation(gate) * up)
+        return self.down_proj(self.gated(self.gate_proj(x), self.up_proj(x)))
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """act(gate) * up, of the outputs of the first two projections."""
+        if self.clamp is not None:
+            gate, up = gate.clamp(max=self.clamp), up.clamp(-self.clamp, self.clamp)
+            return (up + 1) * (gate * torch.sigmoid(gate * CLAMPED_GAIN))
+        if self.is_swiglu and cpu.supports(gate):
+            return cpu.SwiGLUFunction.apply(gate, up)
+        return self.activation(gate) * up
+
+    def projections(self) -> tuple[nn.Module, ...]:
+        """The linear layers in the order of their use; an adapter or a quantized layer may be in their place."""
+        return tuple(layer for layer in (self.gate_proj, self.up_proj, self.down_proj) if layer is not None)

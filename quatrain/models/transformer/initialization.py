@@ -12,6 +12,9 @@ from torch.overrides import TorchFunctionMode
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.norms import RMSNorm
 
+ZERO = ("o_proj.weight", "down_proj.weight")
+"""Projections that write to the residual stream."""
+
 
 def initialize(model: nn.Module, config: ModelConfig, seed: int = 0, *, only: Collection[str] | None = None) -> None:
     """Initializes all parameters of a model, or those named in `only`, reproducibly from `seed`.
@@ -19,7 +22,7 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int = 0, *, only: Co
     Projections that read the residual stream are uniform within 1 / sqrt(inputs); those that write to it are zero, so
     that each block starts as the identity. An untied vocabulary head is zero and its embedding has standard deviation
     0.5; a tied embedding has 0.05. Position and token-type tables and label layers have initializer_range. Norms start
-    as the identity.
+    as the identity, attention sinks at 0.
     """
     generator = torch.Generator().manual_seed(seed)
     modules = dict(model.named_modules())
@@ -39,7 +42,7 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int = 0, *, only: Co
                 parameter.fill_(0.0 if leaf == "bias" else 1.0 - offset)
             elif (value := _own_value(modules[owner.rstrip(".")], leaf, generator)) is not None:
                 parameter.copy_(value)
-            elif leaf == "bias" or name.endswith(("o_proj.weight", "down_proj.weight")) or name == "lm_head.weight":
+            elif leaf in ("bias", "sinks") or name.endswith(ZERO) or name == "lm_head.weight":
                 parameter.zero_()
             elif (deviation := _deviation(name, config)) is not None:
                 parameter.copy_(torch.empty(parameter.shape).normal_(0.0, 1.0, generator=generator) * deviation)

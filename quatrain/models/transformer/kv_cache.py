@@ -22,6 +22,9 @@ from quatrain.models.transformer.recurrence import RecurrentStates, check_kept
 class KVCache:
     """Keys and values of every layer, each (slots, num_key_value_heads, capacity, head_dim).
 
+    With latent attention, `keys` hold each token's vector (slots, 1, capacity, kv_rank) and `values` its rotated key
+    (slots, 1, capacity, rope_dim).
+
     `lengths` is the number of tokens in each slot. A full-attention layer has a capacity of `max_length` tokens, a
     sliding-window layer of twice its window; there slot `s` holds the tokens from position `starts[s]` on. `reserve`
     extends the capacity. `cross_attention` maps a layer to the keys and values of the encoder's output, of which slot
@@ -53,8 +56,10 @@ class KVCache:
         self.lengths, self.starts = [0] * batch_size, [0] * batch_size
         self.states = RecurrentStates(config, batch_size, self.device)
         """States of the recurrent layers; their keys and values have a capacity of 0."""
-        self.keys = [self._empty(batch_size, self._capacity(layer)) for layer in range(len(self.windows))]
-        self.values = [torch.zeros_like(keys) for keys in self.keys]
+        _, key_width, value_width = config.cache_shape
+        capacities = [self._capacity(layer) for layer in range(len(self.windows))]
+        self.keys = [self._empty(batch_size, capacity, key_width) for capacity in capacities]
+        self.values = [self._empty(batch_size, capacity, value_width) for capacity in capacities]
         self.cross_attention: dict[int, tuple[Tensor, Tensor]] = {}
         self.encoded = [0] * batch_size
         self.encoder_segments: Tensor | None = None
@@ -97,9 +102,9 @@ class KVCache:
         # When its capacity is full, a window is moved to the front. With two windows of capacity this happens rarely.
         return self.max_length if window is None else min(self.max_length, 2 * window)
 
-    def _empty(self, slots: int, capacity: int) -> Tensor:
+    def _empty(self, slots: int, capacity: int, width: int) -> Tensor:
         """Zeros: the values at masked positions are multiplied by 0, so they must be finite."""
-        heads, width = self.config.num_key_value_heads, self.config.head_dim
+        heads = self.config.cache_shape[0]
         return torch.zeros(slots, heads, capacity, width, dtype=self.dtype, device=self.device)
 
     @torch.inference_mode()
@@ -129,7 +134,7 @@ class KVCache:
             self.reserve(length=max(length, 2 * self.max_length))
 
     def _resized(self, old: Tensor, slots: int, capacity: int) -> Tensor:
-        new = self._empty(slots, capacity)
+        new = self._empty(slots, capacity, old.shape[3])
         filled = min(self.length, old.shape[2])
         new[: old.shape[0], :, :filled] = old[:, :, :filled]
         return new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast, get_args
 
@@ -10,7 +11,7 @@ from pydantic import Field
 from quatrain.core.errors import InputError
 from quatrain.core.settings import Problem, Settings, parse
 from quatrain.models.classic._settings import ClassicFamily, ClassicSettings
-from quatrain.models.transformer.config import MAX_LAYERS, MAX_SIZE, ModelConfig
+from quatrain.models.transformer.config import MAX_EXPERTS, MAX_LAYERS, MAX_SIZE, ModelConfig
 
 DecoderFamily = Literal[
     "llama",
@@ -27,6 +28,11 @@ DecoderFamily = Literal[
     "gpt_neox",
     "mamba2",
     "xlstm",
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "gpt_oss",
+    "deepseek_v3",
 ]
 """Decoder families: causal language models."""
 
@@ -68,16 +74,38 @@ WITHOUT_ATTENTION = ("mamba2", "xlstm")
 WITHOUT_FEED_FORWARD = ("mamba2",)
 """Families without a feed-forward network."""
 
-NO_GROUPED_QUERIES = ("gpt2", "opt", "bloom", "gpt_neox", *WITHOUT_ATTENTION, *ENCODERS, *ENCODER_DECODERS, *VISION)
+NO_GROUPED_QUERIES = (
+    "gpt2",
+    "opt",
+    "bloom",
+    "gpt_neox",
+    "deepseek_v3",
+    *WITHOUT_ATTENTION,
+    *ENCODERS,
+    *ENCODER_DECODERS,
+    *VISION,
+)
 """Families without grouped-query attention."""
 
 NOT_ROTARY = ("gpt2", "opt", "bloom", *WITHOUT_ATTENTION, "bert", "roberta", "distilbert", *ENCODER_DECODERS, *VISION)
 """Families without rotary positions."""
 
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "deepseek_v3")
+"""Families whose feed-forward networks are mixtures of experts."""
+
 MISSING_HEADS = {
     "multiple_choice": tuple(name for name in DECODERS if name != "gpt2") + ENCODER_DECODERS,
     "token_classification": ("gemma3_text", "opt", "bart", "marian", *WITHOUT_ATTENTION),
-    "question_answering": ("gemma2", "gemma3_text", "phi", "phi3", "marian", *WITHOUT_ATTENTION),
+    "question_answering": (
+        "gemma2",
+        "gemma3_text",
+        "phi",
+        "phi3",
+        "marian",
+        "gpt_oss",
+        "deepseek_v3",
+        *WITHOUT_ATTENTION,
+    ),
     "sequence_classification": ("marian", *WITHOUT_ATTENTION),
     "embedding": ("bart", "marian"),
 }
@@ -99,6 +127,30 @@ def families_with_head(head: str) -> tuple[str, ...]:
     every = language.get(head, (*ENCODERS, *DECODERS, *ENCODER_DECODERS))
     transformers = tuple(family for family in every if family not in MISSING_HEADS.get(head, ()))
     return transformers + CLASSIC_HEADS.get(head, ())
+
+
+class ExpertsSettings(Settings):
+    """The mixture of experts of a new model, for the families that have one; 0 or unset: the family's default.
+
+    `quatrain.models.transformer.config.ExpertsConfig` explains the fields.
+    """
+
+    num_experts: int | None = Field(default=None, ge=1, le=MAX_EXPERTS)
+    experts_per_token: int | None = Field(default=None, ge=1, le=MAX_EXPERTS)
+    intermediate_size: int | None = Field(default=None, ge=1, le=MAX_SIZE, description="width of one expert")
+    shared_intermediate_size: int | None = Field(default=None, ge=1, le=MAX_SIZE)
+    renormalize: bool | None = None
+    groups: int | None = Field(default=None, ge=1, le=MAX_EXPERTS)
+    groups_per_token: int | None = Field(default=None, ge=1, le=MAX_EXPERTS)
+    dense_layers: tuple[int, ...] | None = Field(default=None, description="layers with a plain feed-forward network")
+    capacity_factor: float | None = Field(default=None, gt=0, le=1e6)
+    balance_loss: float | None = Field(default=None, ge=0, le=1e6, description="coefficient of the load-balancing loss")
+    z_loss: float | None = Field(default=None, ge=0, le=1e6, description="coefficient of the router's z-loss")
+    bias_rate: float | None = Field(default=None, ge=0, le=1, description="step of the balancing bias")
+
+    def given(self) -> dict[str, Any]:
+        """The fields that are set."""
+        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
 
 
 class GenerationSettings(Settings):
@@ -123,7 +175,8 @@ class ModelSettings(Settings):
 
     `num_key_value_heads` defaults to `num_attention_heads`. `intermediate_size` defaults to 4 * `hidden_size` for a
     plain feed-forward network (GPT-2), and to 8/3 of it, rounded up to a multiple of 64, for a gated one (Llama).
-    `classic` has the choices of networks from before the transformer, for their families alone.
+    `classic` has the choices of networks from before the transformer, for their families alone; `experts` those of a
+    mixture of experts.
     """
 
     family: FamilyName = "llama"
@@ -145,6 +198,7 @@ class ModelSettings(Settings):
     )
     generation: GenerationSettings = GenerationSettings()
     classic: ClassicSettings = ClassicSettings()
+    experts: ExpertsSettings = ExpertsSettings()
 
     @property
     def resolved_intermediate_size(self) -> int:
@@ -185,9 +239,18 @@ class ModelSettings(Settings):
             sizes["rope_theta"] = self.rope_theta
         if self.family == "llama":
             sizes["norm_eps"] = 1e-5  # That of Llama 2; config.json defaults to the 1e-6 of the first Llama.
+        if own_experts := self.experts.given():
+            default = fresh_config(self.family, sizes).experts
+            if default is None:
+                raise InputError(f"model.experts: {', '.join(own_experts)}; {self._no_experts}")
+            sizes["experts"] = dataclasses.replace(default, **own_experts)
         own = {name: more.pop(name) for name in ("labels", "problem_type") if name in more}
         dropout = more.pop("dropout", 0.0)
         return fresh_config(self.family, sizes | more, head=head).replace(dropout=dropout, **own)
+
+    @property
+    def _no_experts(self) -> str:
+        return f"family = {self.family} has no mixture of experts: leave it out, or use one of {', '.join(MIXTURES)}"
 
     def _classic_config(self, vocab_size: int, head: str | None, more: Mapping[str, Any]) -> ModelConfig:
         """The configuration of a classic network. Raises InputError for choices that it does not have."""
@@ -221,6 +284,8 @@ class ModelSettings(Settings):
         if self.classic != ClassicSettings():
             text = f"is for {', '.join(CLASSIC)}; family = {self.family} reads none of it: leave it out"
             yield Problem(("classic",), text, (("family",),))
+        if self.experts.given() and self.family not in MIXTURES:
+            yield Problem(("experts",), self._no_experts, (("family",),))
         size, heads = self.hidden_size, self.num_attention_heads
         if size % heads:
             near = _near_multiple(size, heads)

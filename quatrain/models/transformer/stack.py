@@ -17,7 +17,7 @@ from quatrain.models.kernels import cpu
 from quatrain.models.transformer import heads
 from quatrain.models.transformer.blocks import Block, Stack
 from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
-from quatrain.models.transformer.context import Trace
+from quatrain.models.transformer.context import Routing, Trace
 from quatrain.models.transformer.heads import IGNORE_INDEX
 from quatrain.models.transformer.initialization import initialize
 from quatrain.models.transformer.kv_cache import CacheRows, KVCache
@@ -38,11 +38,13 @@ class MoreInputs(TypedDict, total=False):
       embeddings of the frontend's token.
     - `branches` (B, T), with positions, for `hidden_states`: texts in a row share their beginning (0); a token sees it
       and its own branch (1, 2, …). The model's configuration must have `supports_branches`.
+    - `routing`, for `hidden_states`: a list to which each mixture of experts adds its decisions.
     """
 
     adapters: Sequence[str | None] | None
     features: Tensor | None
     branches: Tensor | None
+    routing: list[Routing] | None
 
 
 class Model(Stack):
@@ -88,6 +90,8 @@ class Model(Stack):
         self.newly_initialized: list[str] = []
         self.added_token_ids: list[int] = []
         """Tokens that were added to the vocabulary and are not trained yet."""
+        self.unused_tensors: dict[str, Tensor] = {}
+        """Tensors of the model folder that this model does not use; saved with the model under the same names."""
         self.generation_config: dict[str, Any] | None = None
         """The `generation_config.json` of the model folder; saved with the model. None: the folder has none."""
         self.register_buffer("logits_bias", torch.zeros(1, config.vocab_size) if fixed else None)
@@ -187,7 +191,7 @@ class Model(Stack):
             inputs = StackInput(embedded, positions, segments, token_types)
             if self.soft_prompt is not None:
                 inputs = self.soft_prompt.prepend_to(inputs, first=rows is None or rows.length == 0)
-            hidden = self.run(**vars(inputs), cache=rows, trace=trace, branches=branches)
+            hidden = self.run(**vars(inputs), cache=rows, trace=trace, branches=branches, routing=more.get("routing"))
             return hidden if hidden.shape[1] == ids.shape[1] else hidden[:, -ids.shape[1] :]
         encoded = None
         if input_ids is not None or features is not None:

@@ -20,6 +20,7 @@ from quatrain.data import token_file
 from quatrain.data.batches import TokenExample
 from quatrain.data.documents import DocumentChunk
 from quatrain.data.token_file import TokenFile
+from quatrain.evaluation.expert_load import load_figure
 from quatrain.evaluation.metrics.objectives import evaluate_objective
 from quatrain.evaluation.perplexity import TextLoss, examples_loss, text_loss, token_entropy
 from quatrain.loading.model import load_model
@@ -99,7 +100,7 @@ def run(settings: PretrainStage, context: StageContext) -> StageResult:
 
 def compare(settings: PretrainStage, context: StageContext, job: TrainingJob, result: StageResult) -> None:
     """Names the n-gram model that a language model has to beat, counted from the same tokens, and shows how far back a
-    recurrent one looks.
+    recurrent one looks, and which experts of a mixture work.
     """
     if not isinstance(job.objective, Causal) or context.recipe.data_of(settings).streaming:
         return
@@ -113,8 +114,9 @@ def compare(settings: PretrainStage, context: StageContext, job: TrainingJob, re
         loss = text_loss(counted, held_out.tokens, context=1).loss  # type: ignore[arg-type]
         seconds = time.perf_counter() - began
         result.extra["ngram"] = {"order": order, "loss": loss, "seconds": seconds}
-    if (figure := reach_figure(job.model, held_out)) is not None:
-        result.extra["figures"] = [figure]
+    drawn = (reach_figure(job.model, held_out), load_figure(job.model, held_out.tokens))
+    if figures := [figure for figure in drawn if figure is not None]:
+        result.extra["figures"] = figures
 
 
 def kept_of_teacher(settings: PretrainStage, context: StageContext, job: TrainingJob, result: StageResult) -> list[str]:

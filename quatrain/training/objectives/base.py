@@ -21,6 +21,7 @@ from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.stack import Model
 from quatrain.training.chunked_loss import summed_language_loss
 from quatrain.training.objectives.metrics import Metric
+from quatrain.training.objectives.routing import RoutingLosses
 from quatrain.training.sampled_loss import SampledSoftmax
 
 Loss = tuple[Tensor, int, Mapping[str, Metric]]
@@ -67,9 +68,14 @@ class Causal:
         return examples if isinstance(examples, TokenBatch) else pad(examples, self.pad_id, multiple=self.multiple)
 
     def loss(self, model: Model, batch: TokenBatch) -> Loss:
-        """Cross-entropy in nats, summed over the labelled tokens; the weight is their number."""
-        hidden = model.hidden_states(**batch.inputs)
-        return self.summed(model, hidden, batch.labels), batch.num_labels, {}
+        """Cross-entropy in nats, summed over the labelled tokens; the weight is their number.
+
+        In training the losses of a mixture of experts are added (`quatrain.training.objectives.routing`).
+        """
+        routing = RoutingLosses(model)
+        hidden = model.hidden_states(**batch.inputs, **routing.arguments)
+        added, metrics = routing.added(batch.num_labels)
+        return self.summed(model, hidden, batch.labels) + added, batch.num_labels, metrics
 
     def summed(self, model: Any, hidden: Tensor, labels: Tensor) -> Tensor:
         """The summed loss of labels (B, T) from hidden states (B, T, C)."""
