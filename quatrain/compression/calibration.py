@@ -133,6 +133,10 @@ def calibrated_blocks(model: Model, batches: Sequence[Inputs]) -> Iterator[Calib
     """
     if not batches:
         raise InputError("Calibration needs at least one text.")
+    if model.config.blocks:
+        raise InputError(
+            f"The layers of a {model.config.family} model share weights; it cannot be calibrated by layers."
+        )
     was_training = model.training
     model.eval()
     for prefix, stack in _stacks(model):

@@ -54,7 +54,7 @@ def scale_groups(block: Block) -> Iterator[ScaleGroup]:
         return
     first = (attention.q_proj, attention.k_proj, attention.v_proj)
     second = (mlp.up_proj,) if mlp.gate_proj is None else (mlp.gate_proj, mlp.up_proj)
-    if block.norm_position != "post":
+    if block.input_layernorm is not None and block.norm_position != "post":
         if block.post_attention_layernorm is None:
             yield from _after_norm(block.input_layernorm, (*first, *second))
         else:

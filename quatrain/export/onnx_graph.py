@@ -16,7 +16,13 @@ from quatrain.models.transformer import heads
 from quatrain.models.transformer.blocks import Stack
 from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
 from quatrain.models.transformer.context import AttentionMask, ForwardContext
-from quatrain.models.transformer.positions import alibi_slopes, inverse_frequency, relative_buckets, sinusoidal_table
+from quatrain.models.transformer.positions import (
+    alibi_slopes,
+    inverse_frequency,
+    query_scale,
+    relative_buckets,
+    sinusoidal_table,
+)
 from quatrain.models.transformer.stack import Model
 
 MASKED = -1e9
@@ -78,7 +84,10 @@ def run_stack(
         seen = (encoder_mask[:, None, None, :] > 0).expand(-1, -1, length, -1)
         masks["cross"] = AttentionMask(bias=torch.where(seen, 0.0, MASKED))
     context: Any = ForwardContext(masks, _rotary(config, positions), cache, None, encoded, None)  # type: ignore[arg-type]
-    for layer in stack.layers:
+    context.query_scale = query_scale(config, positions, 0, x)
+    if stack.distances is not None:
+        context.distances = stack.distances.norm(stack.distances.embedding.weight), stack.distances.rows(-distance)
+    for layer in stack.passes():
         x = layer(x, context)
     x = x if stack.norm is None else stack.norm(x)
     return x if stack.project_out is None else stack.project_out(x)
@@ -87,7 +96,8 @@ def run_stack(
 def _embedded(stack: Stack, x: Tensor, positions: Tensor, token_types: Tensor | None) -> Tensor:
     config = stack.config
     x = x if config.embedding_scale == 1.0 else x * config.embedding_scale
-    x = x if stack.project_in is None else stack.project_in(x)
+    whole = config.embedding_projection == "all"
+    x = x if stack.project_in is None or whole else stack.project_in(x)
     if stack.embed_positions is not None:
         x = x + stack.embed_positions(positions + config.position_offset)
     elif config.position == "sinusoidal":
@@ -95,7 +105,8 @@ def _embedded(stack: Stack, x: Tensor, positions: Tensor, token_types: Tensor | 
     if stack.embed_token_types is not None:
         table: Any = stack.embed_token_types
         x = x + (table.weight[0] if token_types is None else table(token_types))
-    return x if stack.embedding_norm is None else stack.embedding_norm(x)
+    x = x if stack.embedding_norm is None else stack.embedding_norm(x)
+    return stack.project_in(x) if whole and stack.project_in is not None else x
 
 
 def _in_window(config: ModelConfig, distance: Tensor) -> Tensor:
@@ -107,7 +118,8 @@ def _bias(stack: Stack, distance: Tensor) -> Tensor | None:
     """The bias of the scores by distance (1, H, T, S)."""
     config = stack.config
     if config.position == "alibi":
-        return (alibi_slopes(config.num_attention_heads)[:, None, None] * -distance.abs())[None].float()
+        slopes = alibi_slopes(config.num_attention_heads) * config.alibi_scale
+        return (slopes[:, None, None] * -distance.abs())[None].float()
     if stack.relative_bias is None:
         return None
     buckets = relative_buckets(distance, config.relative_buckets, config.relative_max_distance, config.is_causal)

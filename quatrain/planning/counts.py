@@ -60,6 +60,9 @@ def _counted(config: ModelConfig, count: Callable[[Model], Count]) -> Count:
     A count is a number, or an array of several.
     """
 
+    if config.blocks:
+        return count(built(config))
+
     def of(layers: Sequence[int], encoder_layers: int) -> Count:
         return count(built(config.with_layers(layers, num_encoder_layers=encoder_layers)))
 
@@ -80,6 +83,11 @@ def _tables(model: Model) -> int:
 
 def _multiplied(model: Model) -> int:
     matrices = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear | Router))
+    # A block that several layers share is passed several times.
+    again = Counter(model.config.blocks) - Counter(range(len(model.layers)))
+    for block, times in again.items():
+        linears = (module for module in model.layers[block].modules() if isinstance(module, nn.Linear))
+        matrices += times * sum(module.weight.numel() for module in linears)
     return matrices - _idle(model, lambda weight: weight.dim() > 1)
 
 

@@ -79,7 +79,7 @@ def least_parameters(config: ModelConfig) -> int:
     hidden, width = config.hidden_size, config.embedding_size or config.hidden_size
     tables = config.vocab_size * width + (2 * width * hidden if width != hidden else 0)
     if config.position in ("learned", "sinusoidal"):
-        tables += config.max_position_embeddings * hidden
+        tables += config.max_position_embeddings * min(hidden, width)
     layers = _stack(config)
     if config.architecture == "encoder-decoder":
         layers += _stack(config.encoder) + config.num_hidden_layers * _attention(config)
@@ -102,7 +102,7 @@ def _attention(config: ModelConfig) -> int:
 
 def _stack(config: ModelConfig) -> int:
     matrices = {"gated": 3, "plain": 2, "none": 0}[config.feed_forward]
-    layers, experts, dense = config.num_hidden_layers, config.experts, config.num_hidden_layers
+    layers, experts, dense = config.num_blocks, config.experts, config.num_blocks
     widths = 0
     if experts is not None:
         dense = sum(layer < layers for layer in set(experts.dense_layers))

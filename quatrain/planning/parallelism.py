@@ -197,7 +197,7 @@ def layer_activation_bytes(config: ModelConfig, step: Step, tensor: int = 1, seq
     spread = tensor if sequence_parallel else 1
     if step.checkpointing == "full":
         return tokens * e * h / spread
-    norms = {"pre": 2, "post": 2, "sandwich": 4}[config.norm_position]
+    norms = {"pre": 2, "post": 2, "sandwich": 4, "output": 2}[config.norm_position]
     if config.feed_forward == "none":
         norms //= 2
     blocks = (

@@ -55,7 +55,7 @@ def twin(config: ModelConfig) -> ModelConfig:
     width = max(2, HIDDEN // heads)
     changes: dict[str, Any] = {
         "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "num_attention_heads": heads, "num_key_value_heads": groups,
-        "head_dim": width, "num_hidden_layers": layers, "layer_types": config.layer_types[:layers],
+        "head_dim": width,
         "intermediate_size": max(8, round(HIDDEN * config.intermediate_size / config.hidden_size / 8) * 8)
         if config.intermediate_size else 0,
         "max_position_embeddings": 2 * CONTEXT, "rope_scaling": None, "local_rope_scaling": None, "rotary_dim": 0,
@@ -84,7 +84,7 @@ def twin(config: ModelConfig) -> ModelConfig:
                     "encoder_intermediate_size": changes["intermediate_size"]}  # fmt: skip
     else:
         del changes["decoder_start_token_id"]
-    return replace(config, **changes)
+    return config.with_layers(range(layers), **changes)
 
 
 def _few_experts(experts: ExpertsConfig, ratio: float, layers: int) -> ExpertsConfig:
@@ -150,7 +150,7 @@ def _activations(config: ModelConfig, tokens: Tensor) -> Row:
     """What two further layers save for the backward pass, beside the formula."""
     kind = "full" if config.layer_types[0] == "sliding" else config.layer_types[0]
     few, more = (
-        _saved(Model(config.replace(num_hidden_layers=count, layer_types=(kind,) * count)).initialize(0), tokens)
+        _saved(Model(config.with_layers([0] * count).replace(layer_types=(kind,) * count)).initialize(0), tokens)
         for count in (1, 3)
     )
     fused = config.feed_forward == "gated" and config.activation == "silu"  # as the CPU's kernels do

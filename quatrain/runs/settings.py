@@ -31,6 +31,7 @@ HEAD_OF_OBJECTIVE = {
     "rejection-sampling": "causal",
     "distill": "causal",
     "masked": "masked",
+    "replaced": "replaced_tokens",
     "bidirectional": "bidirectional",
     "span": "seq2seq",
     "denoise": "seq2seq",

@@ -16,7 +16,6 @@ from quatrain.models.families.mapping import COMMON
 from quatrain.models.families.value_types import FIELDS, READ
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.stack import Model
-from quatrain.planning.counts import parameters
 
 ROPES: tuple[dict[str, Any], ...] = (
     {"rope_type": "linear", "factor": 2.0},
@@ -42,6 +41,16 @@ SEEN: set[str] = set()
 """Configurations that were run."""
 
 
+def is_small(config: ModelConfig) -> bool:
+    """Whether a model has well under a million weights, counted roughly: thousands of configurations are asked."""
+    width = config.hidden_size + config.embedding_size
+    attention = 4 * width * max(config.num_attention_heads, config.num_key_value_heads) * config.head_dim
+    layers = config.num_hidden_layers + config.num_encoder_layers
+    rows = config.vocab_size + config.max_position_embeddings + config.position_offset + config.type_vocab_size
+    inner = max(config.intermediate_size, config.encoder_intermediate_size)
+    return layers * (attention + 3 * width * inner) + rows * width + config.relative_buckets < 400_000
+
+
 def settle(config: dict[str, Any], head: str | None = None) -> ModelConfig | None:
     """The model of a config.json, run once where it is small; None where it is refused."""
     kind = families()[config["model_type"]]
@@ -52,7 +61,7 @@ def settle(config: dict[str, Any], head: str | None = None) -> ModelConfig | Non
         assert "\x1b" not in str(error)
         return None
     kind.to_hf(found)
-    if repr(found) not in SEEN and parameters(found) < 200_000:
+    if repr(found) not in SEEN and is_small(found):
         SEEN.add(repr(found))
         model = Model(found).initialize(0).eval()
         length = 1 if found.has_position_limit and found.context_length < 3 else 3

@@ -39,7 +39,7 @@ def shapes(draw, case):
     """The case's settings with other sizes that are valid together."""
     names, sizes = names_of(getattr(transformers, case.config)), dict(case.settings)
     heads = draw(st.sampled_from(HEADS))
-    partly = case.config in ("GPTNeoXConfig", "PhiConfig", "Phi3Config")
+    partly = case.config in ("GPTNeoXConfig", "PhiConfig", "Phi3Config", "StableLmConfig", "Glm4Config")
     width = (8 if partly else 2) * draw(st.integers(1, 5))
     changes = {names["num_attention_heads"]: heads, names["hidden_size"]: heads * width}
     changes[names["num_hidden_layers"]] = draw(st.integers(1, 3))
@@ -67,9 +67,13 @@ def shapes(draw, case):
             changes[name] = 2 * draw(st.integers(1, 40))
     if case.config == "Mamba2Config":
         changes |= {"head_dim": 2 * width, "n_groups": draw(st.sampled_from([1, heads]))}
+    if "attention_types" in sizes:
+        changes["attention_types"] = [[["local"], changes[names["num_hidden_layers"]]]]
+    if "rotary_dim" in sizes:
+        changes["rotary_dim"] = 2
     if "word_embed_proj_dim" in sizes:
         changes["word_embed_proj_dim"] = draw(st.sampled_from([heads * width, 10]))
-    for name in ("rope_parameters", "rope_scaling", "layer_types", "position_embedding_type"):
+    for name in ("rope_parameters", "rope_scaling", "layer_types", "position_embedding_type", "pooler_hidden_size"):
         sizes.pop(name, None)
     return sizes | changes
 

@@ -174,7 +174,7 @@ def test_configurations_that_cannot_be_built():
         "must divide num_attention_heads",
         "even width",
         "dropout",
-        "rms, rms_offset, layer",
+        "rms, rms_offset, rms_without_parameters",
     ):
         assert part in text
     with pytest.raises(InputError, match="vocab_size"):

@@ -100,8 +100,19 @@ def theirs(case: Case) -> Any:
         for name, buffer in model.named_buffers():
             if name.endswith(("final_logits_bias", "e_score_correction_bias")):
                 buffer.normal_(0, 0.3)
+        named = dict(model.named_parameters(remove_duplicate=False))
+        for unused, used in UNUSED.items():
+            if unused in named and used in named:
+                named[unused].copy_(named[used])
     return model.eval()
 
+
+UNUSED = {
+    "cls.predictions.bias": "cls.predictions.decoder.bias",
+    "lm_head.bias": "lm_head.decoder.bias",
+    "model.shared.weight": "model.decoder.embed_tokens.weight",
+}
+"""Parameters that an untied model of transformers does not use, and those whose values we write for them."""
 
 Case.__hash__ = lambda self: hash((self.name, self.model))  # type: ignore[method-assign]
 
@@ -150,7 +161,9 @@ def their_logits(case: Case, output: Any) -> Any:
     if "QuestionAnswering" in case.model:
         return torch.stack((output.start_logits, output.end_logits), dim=-1)
     if case.model.endswith("PreTraining"):
-        return output.prediction_logits, output.seq_relationship_logits
+        if "prediction_logits" not in output:  # ELECTRA's detector
+            return output.logits
+        return output.prediction_logits, output.sop_logits if "sop_logits" in output else output.seq_relationship_logits
     return output.logits if "logits" in output else output.last_hidden_state
 
 
@@ -238,10 +251,14 @@ def labels_of(case: Case, ids: torch.Tensor, mask: torch.Tensor) -> tuple[Any, d
     """Ragged labels: ours, and the same as transformers takes them."""
     generator, name = torch.Generator().manual_seed(3), case.model
     rows = ids.shape[0]
+    if name == "ElectraForPreTraining":
+        replaced = torch.randint(0, 2, ids.shape, generator=generator)
+        return replaced.masked_fill(mask == 0, -100), {"labels": replaced}
     if name.endswith("PreTraining"):
         masked = _ragged(ids, mask, generator)
         follows = torch.tensor([0, 1, 0])
-        return (masked, follows), {"labels": masked, "next_sentence_label": follows}
+        order = "sentence_order_label" if name.startswith("Albert") else "next_sentence_label"
+        return (masked, follows), {"labels": masked, order: follows}
     if "NextSentence" in name or "MultipleChoice" in name:
         return torch.tensor([0, 1, 0]), {"labels": torch.tensor([0, 1, 0])}
     if "SequenceClassification" in name:

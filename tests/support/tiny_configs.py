@@ -18,6 +18,14 @@ TINY: dict[str, dict[str, Any]] = {
 TINY["vit"] = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
                "image_size": 8, "patch_size": 4}  # fmt: skip
 TINY["deit"] = TINY["ijepa"] = TINY["vit"]
+TINY["deberta-v2"] = {
+    "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "relative_attention": True, "share_att_key": True, "position_biased_input": False, "pos_att_type": "p2c|c2p",
+    "norm_rel_ebd": "layer_norm", "position_buckets": 8,
+}  # fmt: skip
+TINY["gpt_neo"] = {"hidden_size": 8, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 16}
+TINY["openai-gpt"], TINY["gptj"] = TINY["gpt2"], TINY["gpt2"] | {"rotary_dim": 2}
+TINY["falcon"] = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
 TINY["marian"], TINY["mt5"] = TINY["bart"], TINY["t5"]
 USUAL = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 EXPERTS: dict[str, dict[str, Any]] = {
@@ -31,6 +39,9 @@ EXPERTS: dict[str, dict[str, Any]] = {
                     "qk_rope_head_dim": 2, "qk_nope_head_dim": 4, "v_head_dim": 3},
 }  # fmt: skip
 GROUPED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi", "phi3", *EXPERTS)
+MORE_GROUPED = ("olmo2", "olmo3", "smollm3", "granite", "cohere2", "starcoder2", "stablelm", "glm4", "nanochat")
+MORE_GROUPED += ("ministral", "ministral3")
+"""Families with grouped heads that native code does not decode."""
 
 
 def tiny(name: str) -> dict[str, Any]:
@@ -38,12 +49,12 @@ def tiny(name: str) -> dict[str, Any]:
     if name in ("vit", "deit", "ijepa"):
         del config["vocab_size"]
     config |= EXPERTS.get(name, {})
-    if name in GROUPED:
+    if name in (*GROUPED, *MORE_GROUPED):
         config |= {"num_key_value_heads": 1, "max_position_embeddings": 64}
     if name.startswith("gemma"):
         config |= {"head_dim": 4, "query_pre_attn_scalar": 4}
-    if name == "gpt_neox":
+    if name in ("gpt_neox", "stablelm"):
         config["num_attention_heads"] = 1
-    if name == "qwen3":
+    if name in ("qwen3", "glm4", "ministral3"):
         config["head_dim"] = 4
     return config

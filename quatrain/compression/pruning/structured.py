@@ -163,6 +163,10 @@ def _structure_problems(model: Model, shares: Shares) -> list[str]:
         problems.append(f"heads and units: {config.family} has recurrent layers, which are only removed whole")
     if shares.heads and config.position in ("alibi", "relative"):
         problems.append(f"heads: the {config.position} positions of {config.family} are bound to the number of a head")
+    if shares.heads and config.query_key_norm in ("whole", "each_head"):
+        problems.append(f"heads: {config.family} normalizes queries and keys with weights that differ between heads")
+    if config.blocks:
+        problems.append(f"{config.family}: its layers share weights, so that none can be removed")
     if shares.layers and config.attention_scale_by_layer != "constant":
         problems.append(f"layers: the attention of {config.family} is scaled by the number of a layer")
     if problems or config.recurs:
@@ -185,9 +189,8 @@ def _structure_problems(model: Model, shares: Shares) -> list[str]:
 
 def _config(config: ModelConfig, layers: int, kv_heads: int, units: int) -> ModelConfig:
     shared = config.num_attention_heads // config.num_key_value_heads
-    return config.replace(
-        num_hidden_layers=layers,
-        layer_types=config.layer_types[:layers],
+    return config.with_layers(
+        range(layers),
         num_attention_heads=kv_heads * shared,
         num_key_value_heads=kv_heads,
         head_dim=config.head_dim,
@@ -205,8 +208,7 @@ def smaller(model: Model, kept: Kept, outputs: Sequence[dict[str, LayerInputs]] 
     config = model.config
     heads = config.num_key_value_heads if kept.heads is None else len(kept.heads[0])
     units = config.intermediate_size if kept.units is None else len(kept.units[0])
-    sized = _config(config, len(kept.layers), heads, units)
-    sized = sized.replace(layer_types=tuple(config.layer_types[layer] for layer in kept.layers))
+    sized = _config(config.with_layers(kept.layers), len(kept.layers), heads, units)
     small = Model(sized)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("layers.")}
     for number, layer in enumerate(kept.layers):

@@ -11,7 +11,7 @@ from quatrain.core.atomic import atomic_write, write_json
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_bytes
 from quatrain.loading.model import ResolvedModel
-from quatrain.models.families import get_family
+from quatrain.models.families import family_of
 from quatrain.models.hub import TOKENIZER
 from quatrain.models.io.model_folder import GENERATION_CONFIG, config_of, read_config
 from quatrain.models.io.safetensors_reader import WEIGHTS, SafetensorsReader
@@ -63,10 +63,10 @@ def cut_model(
 
 
 def _cut(config: ModelConfig, layers: int) -> ModelConfig:
-    changes = {"num_hidden_layers": layers, "layer_types": config.layer_types[:layers]}
+    changes = {}
     if config.architecture == "encoder-decoder":
         changes["num_encoder_layers"] = min(layers, config.num_encoder_layers)
-    return config.replace(**changes)
+    return config.with_layers(range(layers), **changes)
 
 
 def _layers_that_fit(config: ModelConfig, memory: int) -> int:
@@ -87,7 +87,7 @@ def write_first_layers(source: Path, folder: Path, layers: int) -> None:
     The tensors keep their names, dtypes and values; one at a time is in memory twice.
     """
     raw = read_config(source)
-    family = get_family(raw.get("model_type"))
+    family = family_of(raw)
     config = _cut(config_of(raw), layers)
     written = family.to_hf(config)
     folder.mkdir(parents=True, exist_ok=True)

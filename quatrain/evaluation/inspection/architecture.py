@@ -40,7 +40,7 @@ BLOCK_ORDER = {
     ),
     "post": ("self_attn", "input_layernorm", "cross_attn", "cross_attn_layernorm", "mlp", "post_attention_layernorm"),
 }  # fmt: skip
-BLOCK_ORDER["sandwich"] = BLOCK_ORDER["pre"]
+BLOCK_ORDER["sandwich"] = BLOCK_ORDER["output"] = BLOCK_ORDER["pre"]
 """The modules of a layer in the order of the forward pass, by norm position."""
 
 

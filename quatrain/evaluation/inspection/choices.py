@@ -9,6 +9,7 @@ from quatrain.models.transformer.config import LANGUAGE_HEADS, RECURRENT_LAYERS,
 HEADS = {
     "causal": "the next token at every position",
     "masked": "the token at every mask",
+    "replaced_tokens": "for each token whether it was replaced",
     "pretraining": "the token at every mask, and whether the second sentence follows the first",
     "next_sentence": "whether the second sentence follows the first",
     "seq2seq": "the next token of an answer, at every position of it",
@@ -33,6 +34,7 @@ NORM_POSITIONS = {
     "pre": "before attention and feed-forward (pre-norm)",
     "post": "after each residual (post-norm)",
     "sandwich": "before and after attention and feed-forward (sandwich)",
+    "output": "after attention and feed-forward (on their output)",
 }
 RECURRENCES = {"mamba2": "Mamba 2", "mlstm": "mLSTM"}
 RESIDUALS = {
@@ -79,7 +81,8 @@ def choices(config: ModelConfig) -> dict[str, str]:
         "vocabulary": _vocabulary(config),
         "position": _position(config),
         "norm": f"{NORMS.get(config.norm, config.norm)}, {_norm_position(config)}, epsilon {config.norm_eps:g}",
-        "residual": RESIDUALS.get(config.residual, config.residual),
+        "residual": RESIDUALS.get(config.residual, config.residual)
+        + ("" if config.residual_scale == 1.0 else f", each sublayer times {config.residual_scale:g}"),
         "attention": _attention(config),
         "recurrence": _recurrence(config),
         "window": _window(config),
@@ -135,12 +138,15 @@ def _rotary(config: ModelConfig) -> str:
     words = ""
     if config.rotary_dim and config.rotary_dim != config.head_dim:
         words += f" on {config.rotary_dim} of {config.head_dim} channels"
+    words += {"interleaved": ", adjacent channels as pairs", "swapped": ", backwards"}.get(config.rotary_layout, "")
     words += f", base {config.rope_theta:,.0f}"
     if config.local_rope_theta is not None:
         words += f" ({config.local_rope_theta:,.0f} in sliding layers)"
     if config.rope_scaling is not None:
         factor = config.rope_scaling.get("factor")
         words += f", {config.rope_scaling.kind} scaling" + ("" if factor is None else f" by {factor:g}")
+    if bare := len(config.layers_without_positions):
+        words += f", none in {bare} of {config.num_hidden_layers} layers"
     return words
 
 
@@ -172,12 +178,19 @@ def _attention(config: ModelConfig) -> str:
         parts.append("the decoder's also over the encoder")
         if config.encoder_attention_heads and config.encoder_attention_heads != heads:
             parts.append(f"{config.encoder_attention_heads} heads in the encoder")
-    biases = {"none": "no biases", "qkv": "biases on query, key and value", "all": "biases"}
+    biases = {
+        "none": "no biases",
+        "qkv": "biases on query, key and value",
+        "output": "a bias on the output",
+        "all": "biases",
+    }
     parts.append(biases.get(config.attention_bias, config.attention_bias))
     if config.query_key_norm == "head":
         parts.append("queries and keys normalised by head")
-    elif config.query_key_norm != "none":
-        parts.append(f"queries and keys normalised ({config.query_key_norm})")
+    elif config.query_key_norm == "each_head":
+        parts.append("queries and keys normalised by head, with weights of their own")
+    elif config.query_key_norm == "whole":
+        parts.append("queries and keys normalised across heads")
     if config.attention_scale is not None:
         scale = config.attention_scale
         parts.append("scores not scaled" if scale == 1 else f"scores times {scale:.4g}")

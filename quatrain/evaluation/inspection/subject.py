@@ -13,7 +13,7 @@ from quatrain.core.errors import InputError
 from quatrain.evaluation.inspection.unknown_family import UnknownFamily, unknown_family
 from quatrain.loading.model import load_weights
 from quatrain.models import classic, hub
-from quatrain.models.families import get_family, is_family
+from quatrain.models.families import family_of, is_family
 from quatrain.models.hub import ADAPTER_CONFIG
 from quatrain.models.io import sentence_transformers
 from quatrain.models.io.model_folder import check_size, config_of, load_config, read_config
@@ -90,7 +90,7 @@ class Subject:
                 )
         if not self.is_planned:
             return load_config(self.base)
-        config = get_family(raw.get("model_type")).from_hf(raw, head=None if pooled is None else "embedding")
+        config = family_of(raw).from_hf(raw, head=None if pooled is None else "embedding")
         return config if pooled is None else config.replace(**pooled)
 
     @property

@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value
 from quatrain.models.families.mapping import Family, Head, Key
 
-__all__ = ["Family", "Head", "Key", "families", "get_family", "is_family"]
+__all__ = ["Family", "Head", "Key", "families", "family_of", "get_family", "is_family"]
 
 
 @cache
@@ -27,6 +29,19 @@ def families() -> dict[str, Family]:
 def is_family(name: str) -> bool:
     """Whether a `model_type` is that of a known family, or of a model that contains one."""
     return name in families() or any(name in family.nested_in for family in families().values())
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a config.json. For a model that reads images it is that of the text model inside.
+
+    Raises InputError as `get_family`.
+    """
+    name = config.get("model_type")
+    for family in families().values():
+        inner = config.get(family.nested_in.get(name, "")) if isinstance(name, str) else None
+        if isinstance(inner, Mapping) and inner.get("model_type") == family.name:
+            return family
+    return get_family(name)
 
 
 def get_family(name: str | None) -> Family:

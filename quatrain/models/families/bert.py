@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from quatrain.core.errors import InputError
 from quatrain.models.families.mapping import ACTIVATIONS, Family, Head, Key
-from quatrain.models.families.weights import Operation, Rename, renames
+from quatrain.models.families.weights import Operation, Rename, renames, vocabulary_bias
+from quatrain.models.transformer.config import ModelConfig
 
 BODY: list[Operation] = [
     Rename("embeddings.word_embeddings.weight", "embed_tokens.weight"),
@@ -46,6 +48,7 @@ FIXED = {
     "tie_word_embeddings": True,
     "head_bias": "learned",
 }
+"""Choices of the family; files may untie the head."""
 
 HARMLESS = frozenset({"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "directionality",
                       "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head",
@@ -53,12 +56,9 @@ HARMLESS = frozenset({"hidden_dropout_prob", "attention_probs_dropout_prob", "cl
                       "sbert_ce_default_activation_function"})  # fmt: skip
 """Dropout rates, options of another implementation's pooler, and notes in published checkpoints."""
 
-MUST = {
-    "tie_word_embeddings": True,
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-}
+MUST = {"position_embedding_type": "absolute", "add_cross_attention": False}
+
+TIES = Key("tie_word_embeddings", "tie_word_embeddings", True)
 
 OLD_NORMS = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 """Norm weights: names in checkpoints converted from the first TensorFlow release, and present names."""
@@ -72,7 +72,7 @@ def pooler(prefix: str) -> list[Operation]:
 
 
 MASKED: list[Operation] = [
-    Rename("cls.predictions.bias", "lm_head.bias"),
+    *vocabulary_bias("cls.predictions.decoder.bias", "cls.predictions.bias"),
     Rename("cls.predictions.decoder.weight", "lm_head.weight"),
     *renames("cls.predictions.transform.dense", "transform.dense"),
     *renames("cls.predictions.transform.LayerNorm", "transform.norm"),
@@ -93,8 +93,26 @@ def bodies(architecture: str) -> dict[str, Head]:
     }
 
 
+def architecture(config: dict[str, Any]) -> str:
+    """`decoder` for an encoder that is used as one, which `is_decoder` says; else `encoder`."""
+    return "decoder" if config.get("is_decoder") else "encoder"
+
+
+def as_decoder(fields: dict[str, Any]) -> dict[str, Any]:
+    """No further fields of a causal head. Raises InputError unless `is_decoder` is set."""
+    if fields["architecture"] != "decoder":
+        raise InputError("is_decoder: false; a causal head needs true: without it the model sees what it predicts.")
+    return {}
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    """The key that `architecture` reads."""
+    return {"is_decoder": config.architecture == "decoder"}
+
+
 def _read(config: dict[str, Any]) -> dict[str, Any]:
     return {
+        "architecture": architecture(config),
         "num_key_value_heads": config["num_attention_heads"],
         "head_transform": ACTIVATIONS[config.get("hidden_act") or "gelu"],
     }
@@ -102,6 +120,7 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
 
 HEADS = {
     "masked": Head("BertForMaskedLM", MASKED),
+    "causal": Head("BertLMHeadModel", MASKED, derived=as_decoder),
     "pretraining": Head(
         "BertForPreTraining", [*pooler("bert."), *MASKED, *renames("cls.seq_relationship", "score")], settings=TANH
     ),
@@ -126,6 +145,7 @@ FAMILIES = (
             Key("vocab_size", "vocab_size", 30522),
             Key("max_position_embeddings", "max_position_embeddings", 512),
             *KEYS,
+            TIES,
         ),
         operations=BODY,
         heads=HEADS,
@@ -133,6 +153,8 @@ FAMILIES = (
         required=MUST,
         harmless=HARMLESS,
         read=_read,
+        reads=frozenset({"is_decoder"}),
+        write=write,
         prefix="bert.",
         aliases={"cls.predictions.decoder.bias": "cls.predictions.bias"},
         old_names=OLD_NORMS,

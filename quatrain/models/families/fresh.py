@@ -32,9 +32,14 @@ def fresh_config(name: str, sizes: Mapping[str, Any], *, head: str | None = None
         "query_pre_attn_scalar": wanted["head_dim"],
         **_mixture(wanted["intermediate_size"], layers),
         **_latent(wanted["head_dim"]),
+        "attention_multiplier": max(wanted["head_dim"], 1) ** -0.5,
+        "position_buckets": min(256, wanted["max_position_embeddings"]),
+        "is_decoder": head == "causal",
+        "rotary_dim": min(64, wanted["head_dim"]),
         **wanted,
     }
-    theirs = {key.theirs: values[key.ours] for key in family.keys if key.ours in values and key.choices is None}
+    theirs = dict(family.fresh)
+    theirs |= {key.theirs: values[key.ours] for key in family.keys if key.ours in values and key.choices is None}
     theirs |= {key: values[key] for key in (*family.reads, *COMMON_KEYS) if key in values}
     start = family.from_hf(theirs | {"model_type": name}, head=head)
     if start.architecture == "encoder-decoder":

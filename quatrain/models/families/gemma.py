@@ -14,7 +14,6 @@ from quatrain.models.families import rope
 from quatrain.models.families.llama import BODY, SIZES, heads
 from quatrain.models.families.mapping import ACTIVATIONS, Family, Head, Key
 from quatrain.models.families.mistral import key_value_heads
-from quatrain.models.families.qwen import layer_types, written_layer_types
 from quatrain.models.families.weights import Operation, Rename
 from quatrain.models.transformer.config import ModelConfig
 
@@ -64,7 +63,7 @@ def _read(config: dict[str, Any], every: int, softcap: float | None) -> dict[str
         "attention_scale": (256 if scalar is None else scalar) ** -0.5,
         "embedding_scale": hidden**0.5,
         "sliding_window": config.get("sliding_window", 4096),
-        "layer_types": layer_types(config, kinds),
+        "layer_types": rope.layer_types(config, kinds),
         "logit_softcap": config.get("final_logit_softcapping", softcap),
     }
 
@@ -96,7 +95,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         "attention_bias": config.attention_bias == "all",
         "query_pre_attn_scalar": scalar if scalar and scalar**-0.5 == scale else scale**-2,
         "sliding_window": config.sliding_window,
-        "layer_types": written_layer_types(config),
+        "layer_types": rope.written_layer_types(config),
         "final_logit_softcapping": config.logit_softcap,
     }
 

@@ -50,7 +50,8 @@ SUMMARY: dict[str, tuple[Any, ...]] = {
 """Options of the multiple-choice head and their supported values: a score of the last token of each choice."""
 
 
-def _projections(leaf: str) -> tuple[str, ...]:
+def projections(leaf: str) -> tuple[str, ...]:
+    """Our names of the parts of a fused query-key-value projection."""
     return tuple(f"layers.{{n}}.self_attn.{name}_proj.{leaf}" for name in "qkv")
 
 
@@ -71,8 +72,8 @@ FAMILIES = (
             Rename("wte.weight", "embed_tokens.weight"),
             Rename("wpe.weight", "embed_positions.weight"),
             *renames("h.{n}.ln_1", "layers.{n}.input_layernorm"),
-            Split("h.{n}.attn.c_attn.weight", _projections("weight"), transpose=True),
-            Split("h.{n}.attn.c_attn.bias", _projections("bias")),
+            Split("h.{n}.attn.c_attn.weight", projections("weight"), transpose=True),
+            Split("h.{n}.attn.c_attn.bias", projections("bias")),
             *renames("h.{n}.attn.c_proj", "layers.{n}.self_attn.o_proj", transpose=True),
             *renames("h.{n}.ln_2", "layers.{n}.post_attention_layernorm"),
             *renames("h.{n}.mlp.c_fc", "layers.{n}.mlp.up_proj", transpose=True),

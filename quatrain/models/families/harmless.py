@@ -7,9 +7,10 @@ from collections.abc import Mapping
 REASONS: Mapping[str, tuple[str, ...]] = {
     "a dropout rate: used in training only, where the recipe sets it": (
         "activation_dropout", "attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "classif_dropout",
-        "classifier_dropout", "decoder_layerdrop", "dropout", "dropout_rate", "embd_pdrop", "embedding_dropout",
-        "encoder_layerdrop", "hidden_dropout", "hidden_dropout_prob", "layerdrop", "mlp_dropout", "qa_dropout",
-        "resid_pdrop", "seq_classif_dropout", "summary_first_dropout",
+        "classifier_dropout_prob", "cls_dropout", "embed_dropout", "pooler_dropout", "resid_dropout",
+        "residual_dropout", "summary_last_dropout", "classifier_dropout", "decoder_layerdrop", "dropout",
+        "dropout_rate", "embd_pdrop", "embedding_dropout", "encoder_layerdrop", "hidden_dropout", "hidden_dropout_prob",
+        "layerdrop", "mlp_dropout", "qa_dropout", "resid_pdrop", "seq_classif_dropout", "summary_first_dropout",
     ),
     "initialization: the weights are read from the files": (
         "initializer_cutoff_factor", "initializer_factor", "rescale_prenorm_residual", "sinusoidal_pos_embds",
@@ -43,7 +44,7 @@ REASONS: Mapping[str, tuple[str, ...]] = {
     ),
     "a note on the origin of the files": (
         "_name_or_path", "finetuning_task", "is_llama_config", "language", "max_sequence_length", "name",
-        "name_or_path", "replacing_rate", "save_step", "sentence_transformers", "student_decoder_layers",
+        "name_or_path", "replacing_rate", "n_special", "save_step", "sentence_transformers", "student_decoder_layers",
         "student_encoder_layers", "task_specific_params", "tie_weights_", "tokenizer_class", "transformers.js_config",
         "transformers_version",
     ),
@@ -53,13 +54,14 @@ REASONS: Mapping[str, tuple[str, ...]] = {
     "a text that a transformers pipeline puts before the input; here the caller does that": ("prefix",),
     "an activation that a cross-encoder wrapper applies to the logits": ("sbert_ce_default_activation_function",),
     "an option of the original implementation that transformers does not implement": (
-        "directionality", "extra_pos_embeddings", "pooler_fc_size", "pooler_num_attention_heads",
-        "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type", "predict_special_tokens",
-        "norm_before_gate", "rms_norm",
+        "directionality", "extra_pos_embeddings", "pooler_fc_size", "pooler_num_attention_heads", "down_scale_factor",
+        "gap_size", "net_structure_type", "num_memory_blocks", "pooler_num_fc_layers", "pooler_size_per_head",
+        "pooler_type", "predict_special_tokens", "norm_before_gate", "rms_norm",
     ),
     "used by GPT-2's double-heads model only, for which `read` checks it": (
         "summary_activation", "summary_proj_to_labels", "summary_type", "summary_use_proj",
     ),
+    "used by a convolution that no supported model of the family has": ("conv_act",),
     "superseded by another key of the family": (
         "_sliding_window_pattern", "hidden_act", "is_decoder", "layer_norm_eps", "original_max_position_embeddings",
         "sliding_window_pattern",

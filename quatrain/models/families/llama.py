@@ -5,6 +5,7 @@ Rotary positions, RMSNorm, SwiGLU, grouped-query attention. SmolLM uses this arc
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from quatrain.models.families import rope
@@ -39,8 +40,11 @@ BODY: list[Operation] = [
 ]
 
 
-def heads(name: str, *, spans: str | None = "transformer.") -> dict[str, Head]:
-    """The heads of a transformers decoder; `spans` is the body's prefix in span-head files, None: no span head."""
+def heads(name: str, *, spans: str | None = "transformer.", without: Collection[str] = ()) -> dict[str, Head]:
+    """The heads of a transformers decoder, except those named in `without`.
+
+    `spans` is the body's prefix in span-head files; None: no span head.
+    """
     score: list[Operation] = [Rename("score.weight", "score.weight")]
     result = {
         "causal": Head(f"{name}ForCausalLM", [Rename("lm_head.weight", "lm_head.weight")]),
@@ -56,7 +60,7 @@ def heads(name: str, *, spans: str | None = "transformer.") -> dict[str, Head]:
         result["question_answering"] = Head(
             f"{name}ForQuestionAnswering", renames("qa_outputs", "score"), spans, {"score_bias": True}
         )
-    return result
+    return {head: value for head, value in result.items() if head not in without}
 
 
 def classifier_heads(name: str) -> dict[str, Head]:
@@ -67,6 +71,9 @@ def classifier_heads(name: str) -> dict[str, Head]:
         "question_answering": Head(f"{name}ForQuestionAnswering", renames("qa_outputs", "score"), settings=bias),
     }
 
+
+CLASSIFIERS = ("sequence_classification", "value")
+"""Heads that a family lacks for which transformers has no ForSequenceClassification."""
 
 REWARD = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": "regression"}
 """config.json keys of a value head: it is stored as a regression with one output, as reward models are."""

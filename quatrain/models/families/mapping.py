@@ -40,6 +40,7 @@ ACTIVATIONS = {
     "gelu_fast": "gelu_tanh",
     "quick_gelu": "gelu_quick",
     "relu": "relu",
+    "relu2": "relu_squared",
     "tanh": "tanh",
 }
 """Hugging Face's names of activations."""
@@ -116,6 +117,8 @@ class Family:
     """For a family without some parts of a transformer: its fields for the sizes of one (`fresh_config`)."""
     kept: Callable[[str, ModelConfig], bool] | None = None
     """Which tensors of the files the model does not use, and keeps to write them back unchanged."""
+    fresh: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of the config.json of a new model, where the family's published models differ from the defaults."""
     nested_in: Mapping[str, str] = field(default_factory=dict)
     """Model types whose config.json contains this family's (a text model inside an image-text model), and its key."""
     other_prefixes: Sequence[str] = ()

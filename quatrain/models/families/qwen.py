@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from quatrain.core.errors import InputError
 from quatrain.models.families import rope
 from quatrain.models.families.llama import BODY, SIZES, heads
 from quatrain.models.families.mapping import ACTIVATIONS, Family, Key
@@ -16,31 +15,13 @@ from quatrain.models.families.mistral import key_value_heads
 from quatrain.models.families.weights import Rename
 from quatrain.models.transformer.config import ModelConfig
 
-LAYERS = dict(zip(rope.LAYER_TYPES, ("full", "sliding"), strict=True))
-"""The types of layers: transformers' names and ours."""
-
-
-def layer_types(config: dict[str, Any], default: list[str]) -> tuple[str, ...]:
-    """The type of each layer from config.json, else `default`. Raises InputError for an unknown type."""
-    named = default if config.get("layer_types") is None else config["layer_types"]
-    unknown = sorted({str(kind) for kind in named} - set(LAYERS))
-    if unknown:
-        raise InputError(f"layer_types: {', '.join(unknown)}; must be one of {', '.join(LAYERS)}.")
-    return tuple(LAYERS[kind] for kind in named)
-
-
-def written_layer_types(config: ModelConfig) -> list[str]:
-    """The type of each layer by transformers' names."""
-    names = {ours: theirs for theirs, ours in LAYERS.items()}
-    return [names[kind] for kind in config.layer_types]
-
 
 def _layers(config: dict[str, Any]) -> dict[str, Any]:
     """The sliding-window layers; without use_sliding_window there are none, even if other keys are set."""
     window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
     first = config.get("max_window_layers", 28) if window is not None else config["num_hidden_layers"]
     kinds = [rope.LAYER_TYPES[layer >= first] for layer in range(config["num_hidden_layers"])]
-    return {"sliding_window": window, "layer_types": layer_types(config, kinds)}
+    return {"sliding_window": window, "layer_types": rope.layer_types(config, kinds)}
 
 
 def _read2(config: dict[str, Any]) -> dict[str, Any]:
@@ -59,7 +40,7 @@ def _write2(config: ModelConfig) -> dict[str, Any]:
         "use_sliding_window": config.sliding_window is not None,
         "sliding_window": config.sliding_window,
         "max_window_layers": full,
-        "layer_types": written_layer_types(config),
+        "layer_types": rope.written_layer_types(config),
     }
 
 

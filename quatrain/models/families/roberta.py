@@ -10,20 +10,21 @@ from typing import Any
 from quatrain.core.errors import InputError
 from quatrain.models.families import bert
 from quatrain.models.families.mapping import Family, Head, Key
-from quatrain.models.families.weights import Operation, Rename, renames
+from quatrain.models.families.weights import Operation, Rename, renames, vocabulary_bias
 from quatrain.models.transformer.config import ModelConfig
 
 MASKED: list[Operation] = [
     *renames("lm_head.dense", "transform.dense"),
     *renames("lm_head.layer_norm", "transform.norm"),
     Rename("lm_head.decoder.weight", "lm_head.weight"),
-    Rename("lm_head.bias", "lm_head.bias"),
+    *vocabulary_bias("lm_head.decoder.bias", "lm_head.bias"),
 ]
 
 CLASSIFIER = [*renames("classifier.dense", "pooler.dense"), *renames("classifier.out_proj", "score")]
 
 
-def _read(config: dict[str, Any]) -> dict[str, Any]:
+def read(config: dict[str, Any]) -> dict[str, Any]:
+    """Fields of positions that skip padding; raises InputError if the table has no row for a token."""
     padding = config.get("pad_token_id")
     padding = 1 if padding is None else padding
     rows = config.get("max_position_embeddings") or 512
@@ -33,7 +34,10 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
             "(pad_token_id + 1)."
         )
     # The first rows of the table belong to padding and to the ids below it; no token uses them.
+    kind = bert.architecture(config)
     return {
+        "architecture": kind,
+        "padding_positions": "skipped" if kind == "encoder" else "counted",
         "num_key_value_heads": config["num_attention_heads"],
         "pad_token_id": padding,
         "position_offset": padding + 1,
@@ -41,17 +45,22 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
-    return {"max_position_embeddings": config.max_position_embeddings + config.position_offset}
+def write(config: ModelConfig) -> dict[str, Any]:
+    """The keys that `read` uses."""
+    return {
+        "max_position_embeddings": config.max_position_embeddings + config.position_offset,
+        **bert.write(config),
+    }
 
 
 def _family(name: str, stem: str) -> Family:
     return Family(
         name=name,
-        keys=(Key("vocab_size", "vocab_size", 50265), *bert.KEYS),
+        keys=(Key("vocab_size", "vocab_size", 50265), *bert.KEYS, bert.TIES),
         operations=bert.BODY,
         heads={
             "masked": Head(f"{stem}ForMaskedLM", MASKED),
+            "causal": Head(f"{stem}ForCausalLM", MASKED, derived=bert.as_decoder),
             "sequence_classification": Head(f"{stem}ForSequenceClassification", CLASSIFIER, settings=bert.TANH),
             "multiple_choice": Head(
                 f"{stem}ForMultipleChoice",
@@ -62,12 +71,12 @@ def _family(name: str, stem: str) -> Family:
             "question_answering": Head(f"{stem}ForQuestionAnswering", renames("qa_outputs", "score")),
             **bert.bodies(f"{stem}Model"),
         },
-        fixed={**bert.FIXED, "head_transform": "gelu", "padding_positions": "skipped"},
+        fixed={**bert.FIXED, "head_transform": "gelu"},
         required=bert.MUST,
         harmless=bert.HARMLESS,
-        read=_read,
-        reads=frozenset({"max_position_embeddings"}),
-        write=_write,
+        read=read,
+        reads=frozenset({"max_position_embeddings", "is_decoder"}),
+        write=write,
         prefix="roberta.",
         aliases={"lm_head.decoder.bias": "lm_head.bias"},
         old_names=bert.OLD_NORMS,

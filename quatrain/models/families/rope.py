@@ -23,6 +23,9 @@ KEYS = frozenset(
 LAYER_TYPES = ("full_attention", "sliding_attention")
 """The types of layers, as transformers names them."""
 
+LAYERS = dict(zip(LAYER_TYPES, ("full", "sliding"), strict=True))
+"""The types of layers: transformers' names and ours."""
+
 SCALINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "linear": (("factor",), ()),
     "dynamic": (("factor",), ()),
@@ -162,6 +165,21 @@ def _contradictions(rope: dict[str, Any]) -> Iterator[str]:
             yield f"{low}: {rope[low]}; must be below {high} ({rope[high]})"
 
 
+def layer_types(config: dict[str, Any], default: list[str]) -> tuple[str, ...]:
+    """The type of each layer from config.json, else `default`. Raises InputError for an unknown type."""
+    named = default if config.get("layer_types") is None else config["layer_types"]
+    unknown = sorted({str(kind) for kind in named} - set(LAYERS))
+    if unknown:
+        raise InputError(f"layer_types: {', '.join(unknown)}; must be one of {', '.join(LAYERS)}.")
+    return tuple(LAYERS[kind] for kind in named)
+
+
+def written_layer_types(config: ModelConfig) -> list[str]:
+    """The type of each layer by transformers' names."""
+    names = {ours: theirs for theirs, ours in LAYERS.items()}
+    return [names[kind] for kind in config.layer_types]
+
+
 def write(config: ModelConfig) -> dict[str, Any]:
     """The rotary keys of a config.json, in the layout that every version of transformers reads."""
     written: dict[str, Any] = {"rope_theta": config.rope_theta}
@@ -177,6 +195,14 @@ def write_by_layer(config: ModelConfig) -> dict[str, Any]:
         local_theta, local = config.rope_theta, config.rope_scaling
     if local is None:
         return {**write(config), "rope_local_base_freq": local_theta}
+    return write_parameters_by_layer(config)
+
+
+def write_parameters_by_layer(config: ModelConfig) -> dict[str, Any]:
+    """The keys that `read_by_layer` reads, always in the new layout: a table for each type of layer."""
+    local_theta, local = config.local_rope_theta, config.local_rope_scaling
+    if local_theta is None:
+        local_theta, local = config.rope_theta, config.rope_scaling
     return {
         "rope_parameters": {
             kind: {**_written(value), "rope_theta": theta}
@@ -185,6 +211,11 @@ def write_by_layer(config: ModelConfig) -> dict[str, Any]:
             )
         }
     }
+
+
+def written_parameters(config: ModelConfig) -> dict[str, Any]:
+    """The `rope_parameters` of a family with the same rotary positions in every layer."""
+    return {**_written(config.rope_scaling), "rope_theta": config.rope_theta}
 
 
 def _written(value: RotaryScaling | None) -> dict[str, Any]:

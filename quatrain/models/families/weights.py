@@ -20,13 +20,17 @@ from quatrain.models.transformer.config import ModelConfig
 class Rename:
     """One tensor under two names; `transpose` if the family stores it as (in, out).
 
-    `leading` is the number of further axes of size 1 with which the family's tensor begins.
+    `leading` is the number of further axes of size 1 with which the family's tensor begins. `copies` are further names
+    of theirs, of tensors that the network does not use: they are written with the same values and never read. `when`
+    chooses the configurations that have the tensor under this name.
     """
 
     theirs: str
     ours: str
     transpose: bool = False
     leading: int = 0
+    copies: tuple[str, ...] = ()
+    when: Callable[[ModelConfig], bool] | None = None
 
     @property
     def sources(self) -> list[str]:
@@ -49,7 +53,8 @@ class Rename:
         """Their tensors, from a function that returns ours by name."""
         tensor = get(self.ours)
         tensor = tensor.reshape((1,) * self.leading + tuple(tensor.shape))
-        yield self.theirs, tensor.t().contiguous() if self.transpose else tensor
+        for name in (self.theirs, *self.copies):
+            yield name, tensor.t().contiguous() if self.transpose else tensor
 
     def at(self, layer: str, number: int) -> Rename:
         """This operation for one layer: `layer` (`{n}` or `{e}`) replaced with its number."""
@@ -61,7 +66,7 @@ class Rename:
 
     def prefixed(self, prefix: str) -> Rename:
         """This operation with a prefix added to their names."""
-        return replace(self, theirs=prefix + self.theirs)
+        return replace(self, theirs=prefix + self.theirs, copies=tuple(prefix + name for name in self.copies))
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ class Split:
     """One fused tensor of theirs is several of ours, concatenated along the output axis.
 
     parts: `equal`; `grouped`: queries, keys and values with grouped-query attention; `interleaved`: the query, key and
-    value of the first head, then those of the next.
+    value of the first head, then those of the next; `by_group`: the queries, key and value of the first key/value head,
+    then those of the next.
     """
 
     theirs: str
@@ -78,6 +84,7 @@ class Split:
     parts: str = "equal"
     sizes: tuple[int, ...] = ()
     heads: int = 0
+    groups: int = 0
 
     @property
     def sources(self) -> list[str]:
@@ -101,6 +108,8 @@ class Split:
         if self.parts == "interleaved":
             rest = parts[0].shape[1:]
             fused = torch.stack([part.view(self.heads, -1, *rest) for part in parts], dim=1).flatten(0, 2)
+        elif self.parts == "by_group":
+            fused = torch.cat([part.view(self.groups, -1, *part.shape[1:]) for part in parts], dim=1).flatten(0, 1)
         else:
             fused = torch.cat(parts, dim=0)
         yield self.theirs, fused.t().contiguous() if self.transpose else fused
@@ -109,6 +118,9 @@ class Split:
         if self.parts == "interleaved":
             by_head = fused.reshape(self.heads, len(self.ours), -1, *fused.shape[1:])
             return [part.flatten(0, 1) for part in by_head.unbind(1)]
+        if self.parts == "by_group" and fused.shape[0] == sum(self.sizes):
+            by_group = fused.reshape(self.groups, -1, *fused.shape[1:])
+            return [part.flatten(0, 1) for part in by_group.split([size // self.groups for size in self.sizes], dim=1)]
         if self.parts == "grouped" and sum(self.sizes) == fused.shape[0]:
             return fused.split(self.sizes, dim=0)
         return fused.chunk(len(self.ours), dim=0)
@@ -121,8 +133,8 @@ class Split:
     def sized(self, config: ModelConfig) -> Split:
         """This operation with the sizes of a configuration."""
         query, kv = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
-        sizes = (query, kv, kv) if self.parts == "grouped" else ()
-        return replace(self, sizes=sizes, heads=config.num_attention_heads)
+        sizes = (query, kv, kv) if self.parts in ("grouped", "by_group") else ()
+        return replace(self, sizes=sizes, heads=config.num_attention_heads, groups=config.num_key_value_heads)
 
     def prefixed(self, prefix: str) -> Split:
         """This operation with a prefix added to their names."""
@@ -236,17 +248,62 @@ class Stacked:
         return replace(self, theirs=prefix + self.theirs)
 
 
-Operation = Rename | Split | Computed | Stacked
+@dataclass(frozen=True)
+class PerHead:
+    """A tensor of theirs for each head, `{i}` in their name, is a row of one of ours; `over`: heads or groups."""
+
+    theirs: str
+    ours: str
+    over: str
+    count: int = 0
+
+    @property
+    def sources(self) -> list[str]:
+        """Their names."""
+        return [self.theirs.replace("{i}", str(number)) for number in range(self.count)]
+
+    @property
+    def targets(self) -> list[str]:
+        """Our names."""
+        return [self.ours]
+
+    def read(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Our tensor, from a function that returns theirs by name."""
+        yield self.ours, torch.stack([get(name) for name in self.sources])
+
+    def write(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Their tensors, from a function that returns ours by name."""
+        yield from zip(self.sources, get(self.ours).unbind(0), strict=True)
+
+    def at(self, layer: str, number: int) -> PerHead:
+        """This operation for one layer: `layer` (`{n}` or `{e}`) replaced with its number."""
+        return replace(self, theirs=self.theirs.replace(layer, str(number)), ours=self.ours.replace(layer, str(number)))
+
+    def sized(self, config: ModelConfig) -> PerHead:
+        """This operation with the sizes of a configuration."""
+        counts = {"heads": config.num_attention_heads, "groups": config.num_key_value_heads}
+        return replace(self, count=counts[self.over])
+
+    def prefixed(self, prefix: str) -> PerHead:
+        """This operation with a prefix added to their names."""
+        return replace(self, theirs=prefix + self.theirs)
+
+
+Operation = Rename | Split | Computed | Stacked | PerHead
 
 
 def expand(operations: Sequence[Operation], config: ModelConfig) -> list[Operation]:
-    """The operations for a configuration, one for each layer (`{n}`, `{e}`) and each expert (`{x}`)."""
+    """The operations for a configuration, one for each block of layers (`{n}`, `{e}`) and each expert (`{x}`)."""
     numbers = {
-        "{n}": config.num_hidden_layers,
+        "{n}": config.num_blocks,
         "{e}": config.num_encoder_layers,
         "{x}": 0 if config.experts is None else config.experts.num_experts,
     }
-    expanded: list[Operation] = [operation.sized(config) for operation in operations]
+    expanded: list[Operation] = [
+        operation.sized(config)
+        for operation in operations
+        if not isinstance(operation, Rename) or operation.when is None or operation.when(config)
+    ]
     for mark, count in numbers.items():
         expanded = [
             one
@@ -256,6 +313,27 @@ def expand(operations: Sequence[Operation], config: ModelConfig) -> list[Operati
             )
         ]
     return expanded
+
+
+def is_tied(config: ModelConfig) -> bool:
+    """Whether the vocabulary head shares the embedding's matrix."""
+    return config.tie_word_embeddings
+
+
+def is_untied(config: ModelConfig) -> bool:
+    """Whether the vocabulary head has a matrix of its own."""
+    return not config.tie_word_embeddings
+
+
+def vocabulary_bias(theirs: str, unused: str) -> list[Operation]:
+    """The bias of a vocabulary head `theirs`, to which a tied model ties `unused`, its name in files.
+
+    An untied model has both, and uses the first alone.
+    """
+    return [
+        Rename(unused, "lm_head.bias", when=is_tied),
+        Rename(theirs, "lm_head.bias", copies=(unused,), when=is_untied),
+    ]
 
 
 def renames(

@@ -21,7 +21,7 @@ from quatrain.core.gguf_file import gguf_in
 from quatrain.core.reading import read_json, user_path
 from quatrain.core.wording import format_value
 from quatrain.models import classic
-from quatrain.models.families import Head, get_family
+from quatrain.models.families import Head, family_of, get_family
 from quatrain.models.families.mapping import GENERATION, LABELLED
 from quatrain.models.gguf.architectures import architecture_of
 from quatrain.models.gguf.reader import GgufTensors, config_json
@@ -108,7 +108,7 @@ def load(
             f"{folder}: a quantized model; load it with quatrain.loading.model.load_model. To train every weight, "
             "start from the float model; a finetune stage can put an adapter over this one."
         )
-    family = get_family(raw.get("model_type"))
+    family = family_of(raw)
     pooled = sentence_transformers.read(folder)
     file = gguf_in(folder)
     if file is not None and head is None:
@@ -168,7 +168,7 @@ def config_of(
 
     Raises InputError for a head that the family does not have, and for labels that cannot be used.
     """
-    family = get_family(raw.get("model_type"))
+    family = family_of(raw)
     raw = {key: value for key, value in raw.items() if key != "quantization_config"}
     if head is not None and head not in family.heads:
         raise InputError(f"head: {head!r} is not a head of {family.name}; must be one of {', '.join(family.heads)}")

@@ -48,6 +48,8 @@ def load_weights(model: Model, names: TensorNames, dtype: torch.dtype, device: t
         if len(sources) == len(located):
             plan.append((operation, sources))
             names.used.update(sources.values())
+            copies = map(names.find, getattr(operation, "copies", ()))
+            names.used.update(name for name in copies if name is not None)
         elif names.strict or not _is_in_head(targets):
             problems += [f"{source}: missing" for source, name in located.items() if name is None]
         else:

@@ -116,9 +116,18 @@ def explain(model: Any) -> str | None:
         return f"the model is on {model.device.type}; native code runs on the CPU"
     if model.embed_tokens.weight.dtype not in DTYPES:
         return f"weights are {model.embed_tokens.weight.dtype}"
-    if config.norm_position == "post" or config.position == "relative" or config.embedding_size not in (
-        0, config.hidden_size
-    ):  # fmt: skip
+    if (
+        config.norm_position not in ("pre", "sandwich")
+        or config.position == "relative"
+        or config.embedding_size not in (0, config.hidden_size)
+        or config.query_key_norm not in ("none", "head")
+        or config.rotary_layout != "halves"
+        or config.layers_without_positions
+        or config.norm == "rms_without_parameters"
+        or config.activation == "relu_squared"
+        or config.query_growth
+        or config.residual_scale != 1.0
+    ):
         return f"a block of {config.family} of this shape is not decoded natively"
     if config.experts is not None or config.attention_sinks or config.latent is not None:
         return f"a {config.family} model has parts that native code does not run: experts, sinks or latent attention"
@@ -379,7 +388,7 @@ class NativeDecoder:
             positions = sinusoidal_table(config.max_position_embeddings, config.hidden_size)
             put(G_POSITIONS=self._held(positions))
         elif config.position == "alibi":
-            put(G_ALIBI=self._held(alibi_slopes(config.num_attention_heads)))
+            put(G_ALIBI=self._held(alibi_slopes(config.num_attention_heads) * config.alibi_scale))
         if model.logits_bias is not None:
             put(G_LOGITS_BIAS=self._held(model.logits_bias.detach().float().contiguous()))
         self._allocate(put)

@@ -7,6 +7,8 @@ cover; a hand-written kernel for training on the CPU; and explicit attention, wh
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,8 +16,8 @@ from torch.nn import functional as F
 from quatrain.models.kernels import cpu, flex
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.context import AttentionMask, ForwardContext
-from quatrain.models.transformer.norms import make_norm
-from quatrain.models.transformer.positions import rotate
+from quatrain.models.transformer.norms import make_query_key_norm
+from quatrain.models.transformer.positions import rotate, to_halves
 
 
 class Attention(nn.Module):
@@ -32,19 +34,22 @@ class Attention(nn.Module):
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
         self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+        if config.position == "disentangled" and config.attention_scale is None:
+            self.scale *= 3**-0.5  # Three terms: content to content, content to distance, distance to content.
         if config.attention_scale_by_layer == "inverse":
             self.scale /= layer + 1
         self.softcap = config.attention_softcap
         query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         bias = config.attention_bias
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=bias != "none")
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias != "none")
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias != "none")
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=bias == "all")
-        normed = config.query_key_norm == "head"
-        self.q_norm = make_norm(config, self.head_dim) if normed else None
-        self.k_norm = make_norm(config, self.head_dim) if normed else None
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=bias in ("qkv", "all"))
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias in ("qkv", "all"))
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias in ("qkv", "all"))
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=bias in ("output", "all"))
+        self.q_norm, self.k_norm = (make_query_key_norm(config, heads) for heads in (self.num_heads, self.num_kv_heads))
         self.sinks = nn.Parameter(torch.zeros(self.num_heads)) if config.attention_sinks and not cross else None
+        self.norms_whole = config.query_key_norm == "whole"
+        self.rotates = not cross and layer not in config.layers_without_positions
+        self.rotary_dim, self.rotary_layout = config.rotary_dim or config.head_dim, config.rotary_layout
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         """x (B, T, hidden_size) to the same shape."""
@@ -54,7 +59,13 @@ class Attention(nn.Module):
             return self.o_proj(output if without_keys is None else output.masked_fill(without_keys[..., None], 0.0))
         key = self._heads(self.k_proj(x), self.num_kv_heads, self.k_norm)
         value = self._heads(self.v_proj(x), self.num_kv_heads)
-        mask, rotary = context.masks[self.kind], context.rotary.get(self.kind)
+        query = query if context.query_scale is None else query * context.query_scale
+        mask = context.masks[self.kind]
+        rotary = context.rotary.get(self.kind) if self.rotates else None
+        if rotary is not None:
+            query, key = self._in_halves(query), self._in_halves(key)
+        if context.distances is not None:
+            mask = self._with_distances(mask, query, key, *context.distances)
         if mask.use_cpu_kernel and context.prefix is None:
             return self.o_proj(self._cpu_kernel(query, key, value, mask, rotary))
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
@@ -63,6 +74,7 @@ class Attention(nn.Module):
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if context.prefix is not None:
             keys, values = context.prefix.layers[self.layer]
+            keys = keys if rotary is None else self._in_halves(keys)
             key, value = context.prefix.insert(key, keys), context.prefix.insert(value, values)
         if context.cache is not None:
             key, value = context.cache.append(self.layer, key, value)
@@ -71,8 +83,29 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor, heads: int, norm: nn.Module | None = None) -> Tensor:
         """Splits a projection (B, T, H D) into heads (B, T, H, D), normalized if the family does so."""
+        if norm is not None and self.norms_whole:
+            x, norm = norm(x), None
         x = x.view(*x.shape[:2], heads, self.head_dim)
         return x if norm is None else norm(x)
+
+    def _with_distances(
+        self, mask: AttentionMask, query: Tensor, key: Tensor, embedded: Tensor, rows: Tensor
+    ) -> AttentionMask:
+        """The mask with a bias of the scores (B, H, T, S) by content and distance, for queries and keys (B, T, H, D).
+
+        The distances (N, hidden_size) pass through the projections of queries and keys (DeBERTa v2's shared keys).
+        """
+        keys = self._heads(self.k_proj(embedded)[None], self.num_kv_heads)[0]
+        queries = self._heads(self.q_proj(embedded)[None], self.num_heads)[0]
+        rows = rows.expand(query.shape[0], self.num_heads, -1, -1)
+        to_distance = torch.einsum("bthd,nhd->bhtn", query, keys).gather(-1, rows)
+        of_distance = torch.einsum("bshd,nhd->bhsn", key, queries).gather(-1, rows.mT).mT
+        bias = (to_distance + of_distance) * self.scale
+        return replace(mask, bias=bias if mask.bias is None else bias + mask.bias, _additive=None)
+
+    def _in_halves(self, x: Tensor) -> Tensor:
+        """Queries or keys (…, D) with their rotated channels in the order that `rotate` expects."""
+        return x if self.rotary_layout == "halves" else to_halves(x, self.rotary_dim, self.rotary_layout)
 
     def _cross_attention(self, query: Tensor, context: ForwardContext) -> Tensor:
         """Attention over the encoder's output, whose keys and values a cache stores from the first step on."""

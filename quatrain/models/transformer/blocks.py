@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, TypedDict, Unpack
 
@@ -33,8 +33,10 @@ from quatrain.models.transformer.mlstm import MLSTM
 from quatrain.models.transformer.norms import make_norm
 from quatrain.models.transformer.positions import (
     alibi_slopes,
+    log_buckets,
     make_rotary,
     positions_in_segments,
+    query_scale,
     relative_buckets,
     sinusoidal_table,
 )
@@ -48,8 +50,8 @@ class Block(nn.Module):
     """A token mixer (self-attention or a recurrent layer), cross-attention in a decoder that has an encoder, and
     feed-forward, with residuals and norms.
 
-    `norm_position` places the norm of each sublayer before it (pre), after the residual (post), or before and after it
-    (sandwich).
+    `norm_position` places the norm of each sublayer before it (pre), after the residual (post), before and after it
+    (sandwich), or after it alone (output).
     """
 
     is_block = True
@@ -58,7 +60,11 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.norm_position, self.residual, self.dropout = config.norm_position, config.residual, config.dropout
-        self.input_layernorm = make_norm(config) if config.first_norm or layer else nn.Identity()
+        self.residual_scale = config.residual_scale
+        before, after = config.norm_position != "output", config.norm_position in ("sandwich", "output")
+        self.input_layernorm: nn.Module | None = None
+        if before:
+            self.input_layernorm = make_norm(config) if config.first_norm or layer else nn.Identity()
         self.kind = config.layer_types[layer]
         attention = Attention if config.latent is None else LatentAttention
         self.self_attn = attention(config, layer) if self.kind in ATTENTION_LAYERS else None
@@ -67,12 +73,11 @@ class Block(nn.Module):
         self.cross_attn_layernorm = make_norm(config) if has_encoder else None
         self.cross_attn = Attention(config, layer, cross=True) if has_encoder else None
         has_feed_forward = config.feed_forward != "none"
-        second_norm = has_feed_forward and config.residual != "parallel_shared"
+        second_norm = before and has_feed_forward and config.residual != "parallel_shared"
         self.post_attention_layernorm = make_norm(config) if second_norm else None
         self.mlp = make_feed_forward(config, layer) if has_feed_forward else None
-        sandwich = config.norm_position == "sandwich"
-        self.attention_output_layernorm = make_norm(config) if sandwich else None
-        self.feed_forward_output_layernorm = make_norm(config) if sandwich and has_feed_forward else None
+        self.attention_output_layernorm = make_norm(config) if after else None
+        self.feed_forward_output_layernorm = make_norm(config) if after and has_feed_forward else None
 
     def prepare_recomputation(self, x: Tensor, context: ForwardContext) -> None:
         """Computes the attention biases that all blocks share before the first block, which may be recomputed, runs."""
@@ -83,10 +88,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         """x (B, T, hidden_size) to the same shape."""
         mixer = self.mixer if self.self_attn is None else self.self_attn
-        if self.residual != "sequential" and self.mlp is not None:
+        if self.residual != "sequential" and self.mlp is not None and self.input_layernorm is not None:
             normed = self.input_layernorm(x)
             other = normed if self.post_attention_layernorm is None else self.post_attention_layernorm(x)
-            return x + self._drop(mixer(normed, context)) + self._drop(self.mlp(other, context))
+            return x + self._scaled(mixer(normed, context)) + self._scaled(self.mlp(other, context))
         x = self._add(x, lambda h: mixer(h, context), self.input_layernorm, self.attention_output_layernorm)
         if self.cross_attn is not None and self.cross_attn_layernorm is not None:
             cross = self.cross_attn
@@ -101,12 +106,14 @@ class Block(nn.Module):
     def _add(
         self, x: Tensor, sublayer: Callable[[Tensor], Tensor], norm: nn.Module | None, after: nn.Module | None = None
     ) -> Tensor:
-        if norm is None:
-            return x + self._drop(sublayer(x))
-        if self.norm_position == "post":
-            return norm(x + self._drop(sublayer(x)))
-        out = sublayer(norm(x))
-        return x + self._drop(out if after is None else after(out))
+        if norm is not None and self.norm_position == "post":
+            return norm(x + self._scaled(sublayer(x)))
+        out = sublayer(x if norm is None else norm(x))
+        return x + self._scaled(out if after is None else after(out))
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        x = self._drop(x)
+        return x if self.residual_scale == 1.0 else x * self.residual_scale
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
@@ -119,6 +126,27 @@ class RunInputs(TypedDict, total=False):
     routing: list[Routing] | None
 
 
+class Distances(nn.Module):
+    """The table of embedded distances that DeBERTa's attention compares with contents, normalized."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.embedding = nn.Embedding(2 * config.relative_buckets, config.hidden_size)
+        self.norm = make_norm(config)
+        self.buckets, self.longest = config.relative_buckets, config.relative_max_distance
+
+    def at(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The embedded distances in a text (N, hidden_size), and the row of each query and key (T, T)."""
+        slots = torch.arange(length, device=device)
+        rows = self.rows(slots[:, None] - slots)
+        first, last = int(rows[0, -1]), int(rows[-1, 0])  # The most distant keys; a short text needs few rows.
+        return self.norm(self.embedding.weight[first : last + 1]), rows - first
+
+    def rows(self, distances: Tensor) -> Tensor:
+        """The row of the table of each distance (query - key position)."""
+        return (log_buckets(distances, self.buckets, self.longest) + self.buckets).clamp(0, 2 * self.buckets - 1)
+
+
 class Stack(nn.Module):
     """Positions, blocks and final norm: embedded tokens (B, T, embedding_size) to hidden states."""
 
@@ -126,20 +154,25 @@ class Stack(nn.Module):
         super().__init__()
         self.config = config
         hidden, width = config.hidden_size, config.embedding_size or config.hidden_size
-        rows = config.max_position_embeddings + config.position_offset
-        self.embed_positions = nn.Embedding(rows, hidden) if config.position == "learned" else None
-        self.embed_token_types = nn.Embedding(config.type_vocab_size, hidden) if config.type_vocab_size else None
+        rows, whole = config.max_position_embeddings + config.position_offset, config.embedding_projection == "all"
+        inner = width if whole else hidden
+        learned, biased = ("learned", "learned_relative"), ("relative", "learned_relative")
+        self.embed_positions = nn.Embedding(rows, inner) if config.position in learned else None
+        self.embed_token_types = nn.Embedding(config.type_vocab_size, inner) if config.type_vocab_size else None
         # Of an encoder-decoder the encoder's stack reads what is not a token.
         reads = config.frontend is not None and config.architecture != "encoder-decoder"
         self.frontend: Any = config.frontend.build(config) if reads and config.frontend else None
-        self.project_in = nn.Linear(width, hidden, bias=False) if width != hidden else None
-        self.embedding_norm = make_norm(config) if config.embedding_norm else None
+        self.project_in = nn.Linear(width, hidden, bias=whole) if whole or width != hidden else None
+        self.embedding_norm = make_norm(config, inner) if config.embedding_norm else None
         self.relative_bias = (
-            nn.Embedding(config.relative_buckets, config.num_attention_heads) if config.position == "relative" else None
+            nn.Embedding(config.relative_buckets, config.num_attention_heads) if config.position in biased else None
         )
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.distances = Distances(config) if config.position == "disentangled" else None
+        self.layers = nn.ModuleList(
+            Block(config, config.blocks.index(block) if config.blocks else block) for block in range(config.num_blocks)
+        )
         self.norm = make_norm(config) if config.final_norm and config.norm_position != "post" else None
-        self.project_out = nn.Linear(hidden, width, bias=False) if width != hidden else None
+        self.project_out = nn.Linear(hidden, width, bias=False) if width != hidden and not whole else None
         self._rotary = make_rotary(config)
         self._table: Tensor | None = None
         self._attention_types = sorted(set(config.layer_types).intersection(ATTENTION_LAYERS))
@@ -195,7 +228,12 @@ class Stack(nn.Module):
             padding = None if cache is None else cache.padding
             recurrence = make_recurrence(slots, past, length, padding, x.device)
         context = ForwardContext(masks, rotary, cache, trace, encoded, prefix, recurrence, text, routing)
-        for layer in self.layers:
+        context.query_scale = query_scale(self.config, positions, past, x)
+        if prefix is not None and self.config.blocks:
+            raise InputError(f"The layers of a {self.config.family} model share weights: they have no prefix each.")
+        if self.distances is not None:
+            context.distances = self.distances.at(length, x.device)
+        for layer in self.passes():
             if trace is not None:
                 trace.hidden_states.append(x)
             x = layer(x, context)
@@ -214,6 +252,10 @@ class Stack(nn.Module):
         vectors: Tensor = self.frontend(features)
         return vectors
 
+    def passes(self) -> Iterator[nn.Module]:
+        """The block of each layer in turn; a shared block several times."""
+        return (self.layers[block] for block in self.config.blocks or range(len(self.layers)))
+
     def _continued(self, cache: CacheRows, positions: Tensor | None) -> Tensor | None:
         """The positions of new tokens, from the lengths of their rows if these differ and no positions are given."""
         if positions is not None or cache.positions is None:
@@ -230,8 +272,9 @@ class Stack(nn.Module):
         config, length = self.config, x.shape[1]
         if config.embedding_scale != 1.0:
             x = x * torch.tensor(config.embedding_scale, dtype=x.dtype).item()
-        x = x if self.project_in is None else self.project_in(x)
-        if config.position in ("learned", "sinusoidal"):
+        whole = config.embedding_projection == "all"
+        x = x if self.project_in is None or whole else self.project_in(x)
+        if config.position in ("learned", "learned_relative", "sinusoidal"):
             if positions is None:
                 positions = torch.arange(past, past + length, device=x.device)
             x = x + self._position_rows(positions, x)
@@ -241,7 +284,8 @@ class Stack(nn.Module):
             types = self.embed_token_types.weight[0] if token_types is None else self.embed_token_types(token_types)
             x = x + types
         x = x if self.embedding_norm is None else self.embedding_norm(x)
-        return F.dropout(x, config.dropout, self.training) if config.dropout else x
+        x = F.dropout(x, config.dropout, self.training) if config.dropout else x
+        return self.project_in(x) if whole and self.project_in is not None else x
 
     def _check_types(self, token_types: Tensor, x: Tensor) -> None:
         """Raises InputError for token types of another shape or outside the model's table."""
@@ -316,7 +360,7 @@ class Stack(nn.Module):
         """
         config = self.config
         if config.position == "alibi":
-            slopes = alibi_slopes(config.num_attention_heads, x.device)
+            slopes = alibi_slopes(config.num_attention_heads, x.device) * config.alibi_scale
             bias = slopes[:, None, None] * -distance.abs().unsqueeze(-3)
             return (bias if bias.dim() == 4 else bias[None]).to(x.dtype)
         if self.relative_bias is None:
@@ -333,7 +377,9 @@ class Stack(nn.Module):
             return False
         if self.config.attention_sinks:
             return False
-        no_fast_path = self.relative_bias is not None or self.config.attention_softcap is not None
+        no_fast_path = (
+            self.relative_bias is not None or self.distances is not None or self.config.attention_softcap is not None
+        )
         return cpu.supports_attention(
             x, self.config.num_attention_heads, keys, no_fast_path=no_fast_path, causal=causal
         )

@@ -39,20 +39,32 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "multiple_choice",
         "image_classification",
         "distilled_classification",
+        "replaced_tokens",
         "embedding",
         "value",
         "none",
     ),
-    "position": ("rotary", "learned", "sinusoidal", "alibi", "relative", "none"),
+    "position": (
+        "rotary",
+        "learned",
+        "learned_relative",
+        "sinusoidal",
+        "alibi",
+        "relative",
+        "disentangled",
+        "none",
+    ),
+    "embedding_projection": ("tokens", "all"),
     "padding_positions": ("counted", "skipped"),
-    "norm": ("rms", "rms_offset", "layer", "layer_without_bias", "layer_without_parameters"),
-    "norm_position": ("pre", "post", "sandwich"),
+    "norm": ("rms", "rms_offset", "rms_without_parameters", "layer", "layer_without_bias", "layer_without_parameters"),
+    "norm_position": ("pre", "post", "sandwich", "output"),
     "residual": ("sequential", "parallel", "parallel_shared"),
     "feed_forward": ("gated", "plain", "none"),
-    "activation": ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "tanh"),
-    "attention_bias": ("none", "qkv", "all"),
+    "activation": ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu_squared", "tanh"),
+    "attention_bias": ("none", "qkv", "output", "all"),
+    "rotary_layout": ("halves", "swapped", "interleaved"),
     "attention_scale_by_layer": ("constant", "inverse"),
-    "query_key_norm": ("none", "head"),
+    "query_key_norm": ("none", "head", "each_head", "whole"),
     "pooling": ("first", "last", "mean", "mean_sqrt", "weighted_mean", "max", "eos"),
     "problem_type": ("single_label", "multi_label", "regression"),
     "head_bias": ("none", "learned", "fixed"),
@@ -62,14 +74,24 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 | field | value | meaning |
 |---|---|---|
+| head | `replaced_tokens` | for each token, whether another one was there (ELECTRA) |
+| position | `learned_relative` | a learned table, and T5's bias by distance in every layer (MPNet) |
+| | `disentangled` | scores between contents and distances (DeBERTa: He et al. 2021, arXiv 2006.03654) |
+| embedding_projection | `tokens` | a narrower token embedding is projected, and the last hidden states back (OPT) |
+| | `all` | positions, token types and norm are as narrow; the result is projected, with a bias (ALBERT) |
 | padding_positions | `skipped` | padding tokens take no position (RoBERTa) |
 | norm | `rms_offset` | RMSNorm that multiplies by 1 + weight (Gemma) |
 | norm_position | `pre`, `post`, `sandwich` | x + f(norm(x)), norm(x + f(x)), x + norm(f(norm(x))) |
+| | `output` | x + norm(f(x)) (OLMo 2) |
 | residual | `parallel` | x + attention(norm1(x)) + feed_forward(norm2(x)) |
 | | `parallel_shared` | the same with one norm for both |
-| attention_bias | `qkv` | no bias in the output projection |
+| attention_bias | `qkv`, `output` | no bias in the output projection; in that projection alone |
+| rotary_layout | `swapped` | channel i + R / 2 leads its pair instead of channel i: angles turn backwards (nanochat) |
+| | `interleaved` | rotated pairs are channels (2 i, 2 i + 1) instead of (i, i + R / 2) |
 | attention_scale_by_layer | `inverse` | the scale is divided by the layer's number, counted from 1 |
-| query_key_norm | `head` | the queries and keys of each head are normalized |
+| query_key_norm | `head` | the queries and keys of each head are normalized, with one weight for all heads |
+| | `each_head` | the same, with weights of its own for each head (StableLM) |
+| | `whole` | all queries of a token are normalized together, and all its keys (OLMo 2) |
 | pooling | `mean_sqrt` | the sum of the states divided by the square root of their number |
 | | `weighted_mean` | the mean, each token weighted by its position, counted from 1 |
 | | `eos` | the state of the last end-of-sequence token |
@@ -86,6 +108,7 @@ CLASSIFICATION_HEADS = (
     "image_classification",
     "distilled_classification",
     "value",
+    "replaced_tokens",
 )
 """Heads with a `score` layer that has one output per label, choice or value."""
 
@@ -272,19 +295,33 @@ class ModelConfig:
     position_offset: int = 0
     """Unused rows of the learned position table before the row of the first position."""
     padding_positions: str = "counted"
+    unplaced_token_id: int | None = None
+    """The token without a position where padding is skipped; None: `pad_token_id`."""
     rope_theta: float = 10000.0
     local_rope_theta: float | None = None
     """The rotary base of the sliding-window layers, if it differs."""
     rotary_dim: int = 0
     """Channels of each head that are rotated; 0 means all."""
+    rotary_layout: str = "halves"
+    layers_without_positions: tuple[int, ...] = ()
+    """Numbers of the layers whose queries and keys are not rotated (NoPE: Kazemnejad et al. 2023, arXiv 2305.19466)."""
     rope_scaling: RotaryScaling | None = None
     local_rope_scaling: RotaryScaling | None = None
     """The scaling of the sliding-window layers; used only with `local_rope_theta`."""
+    alibi_scale: float = 1.0
+    """Factor of ALiBi's slopes (1 / sqrt(head_dim) in Falcon)."""
+    blocks: tuple[int, ...] = ()
+    """For each layer the number of the block that computes it; layers may share a block's weights (ALBERT). Empty: each
+    layer has a block of its own."""
+    query_growth: float = 0.0
+    """b in 1 + b ln(1 + floor(p / P)), by which queries at position p are multiplied; P is the original context length
+    of `rope_scaling` (Llama 4, Ministral 3)."""
     relative_buckets: int = 32
     relative_max_distance: int = 128
 
     embedding_size: int = 0
-    """Width of the token embedding; 0 means hidden_size. A different width is projected to hidden_size and back."""
+    """Width of the token embedding; 0 means hidden_size. A different width is projected to hidden_size."""
+    embedding_projection: str = "tokens"
     embedding_scale: float = 1.0
     embedding_norm: bool = False
     padding_embedding: str = "learned"
@@ -299,6 +336,8 @@ class ModelConfig:
     final_norm: bool = True
     """Whether a norm follows the last layer; `post` norms never have one."""
     residual: str = "sequential"
+    residual_scale: float = 1.0
+    """Factor of the output of each sublayer before it is added to the residual stream (Granite)."""
 
     attention_bias: str = "none"
     attention_scale: float | None = None
@@ -387,7 +426,7 @@ class ModelConfig:
                 heads, size = self.num_attention_heads, self.hidden_size
                 problems = [f"num_attention_heads: {heads}; must divide hidden_size ({size})"]
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        for name in ("layer_types", "labels", "step_limits"):
+        for name in ("layer_types", "labels", "step_limits", "layers_without_positions", "blocks"):
             if not isinstance(getattr(self, name), tuple):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         problems += self._problems()
@@ -419,10 +458,11 @@ class ModelConfig:
             yield from _choice(name, getattr(self, name), allowed)
         for name in ("head_transform", "pooler"):
             yield from _choice(name, getattr(self, name), (*CHOICES["activation"], "none"))
-        for name in ("norm_eps", "rope_theta", "embedding_scale", "logit_scale"):
+        for name in ("norm_eps", "rope_theta", "embedding_scale", "logit_scale", "residual_scale", "alibi_scale"):
             yield from _number(name, getattr(self, name))
-        if self.initializer_range != 0:
-            yield from _number("initializer_range", self.initializer_range)
+        for name in ("initializer_range", "query_growth"):
+            if getattr(self, name) != 0:
+                yield from _number(name, getattr(self, name))
         for name in (
             "local_rope_theta",
             "attention_scale",
@@ -448,6 +488,9 @@ class ModelConfig:
             yield "sliding_window: missing; layer_types has sliding layers, which need it"
 
     def _contradictions(self) -> Iterator[str]:
+        outside = [layer for layer in self.layers_without_positions if not 0 <= layer < self.num_hidden_layers]
+        if outside:
+            yield f"layers_without_positions: {outside[0]}; must be 0 to {self.num_hidden_layers - 1}"
         heads, groups = self.num_attention_heads, self.num_key_value_heads
         if self.recurs:
             yield from self._recurrent_problems()
@@ -469,7 +512,15 @@ class ModelConfig:
                 pairs = (self.rotary_dim or self.head_dim) // 2
                 if factors is not None and len(factors) != pairs:
                     yield f"{name}: {len(factors)} numbers; must be {pairs}, one for each rotated pair of channels"
-        if self.position == "relative":
+        if self.query_growth and (self.position != "rotary" or self.rope_scaling is None):
+            yield f"query_growth: {self.query_growth}; needs rotary positions with a rope_scaling"
+        yield from self._block_problems()
+        if self.position == "disentangled" and not 1 < self.relative_buckets // 2 < self.relative_max_distance - 1:
+            yield (
+                f"relative_buckets: {self.relative_buckets}; must be at least 4, and half of it below "
+                f"relative_max_distance - 1 ({self.relative_max_distance - 1})"
+            )
+        if self.position in ("relative", "learned_relative"):
             yield from self._relative_problems()
         if self.position == "sinusoidal" and self.hidden_size % 2:
             yield f"hidden_size: {self.hidden_size}; sinusoidal positions need an even width"
@@ -513,6 +564,17 @@ class ModelConfig:
                 f"of relative_buckets ({self.relative_buckets // 2})"
             )
 
+    def _block_problems(self) -> Iterator[str]:
+        """Layers must be computed by the blocks 0, 1, 2 and so on, and a block keeps no cache for several layers."""
+        if not self.blocks:
+            return
+        if len(self.blocks) != self.num_hidden_layers:
+            yield f"blocks: {len(self.blocks)} entries; must be num_hidden_layers ({self.num_hidden_layers})"
+        elif set(self.blocks) != set(range(max(self.blocks) + 1)):
+            yield f"blocks: {format_value(self.blocks)}; must name each of 0 to {max(self.blocks)}"
+        if self.architecture != "encoder":
+            yield f"blocks: layers share weights; needs the architecture encoder, not {self.architecture}"
+
     def _unbuildable_choices(self) -> Iterator[str]:
         """Choices that are valid alone and that the stack does not support together."""
         both = self.architecture == "encoder-decoder"
@@ -526,6 +588,8 @@ class ModelConfig:
             yield from self._latent_problems(self.latent)
         if self.experts is not None and self.feed_forward != "gated":
             yield f"feed_forward: {self.feed_forward!r}; a mixture of experts needs 'gated'"
+        if self.position == "disentangled" and self.architecture != "encoder":
+            yield f"position: 'disentangled'; needs the architecture encoder, not {self.architecture}"
         if self.norm_position == "post" and not self.first_norm:
             yield "first_norm: False; needs norms before the parts, and norm_position is 'post'"
         if self.padding_positions == "skipped" and self.architecture != "encoder":
@@ -549,6 +613,8 @@ class ModelConfig:
         if "num_hidden_layers" in changes and len(set(self.layer_types)) == 1:
             same = self.layer_types[:1] * changes["num_hidden_layers"] if self.recurs else ()
             changes.setdefault("layer_types", same)
+        if "num_hidden_layers" in changes and len(set(self.blocks)) == 1:
+            changes.setdefault("blocks", (0,) * changes["num_hidden_layers"])
         return dataclasses.replace(self, **changes)
 
     @property
@@ -565,6 +631,8 @@ class ModelConfig:
             head_dim=self.hidden_size // heads if self.encoder_attention_heads else self.head_dim,
             intermediate_size=self.encoder_intermediate_size or self.intermediate_size,
             layer_types=(),
+            layers_without_positions=(),
+            blocks=(),
             num_encoder_layers=0,
         )
 
@@ -577,6 +645,10 @@ class ModelConfig:
             self,
             num_hidden_layers=len(kept),
             layer_types=tuple(self.layer_types[layer] for layer in kept),
+            layers_without_positions=tuple(
+                number for number, layer in enumerate(kept) if layer in self.layers_without_positions
+            ),
+            blocks=_renumbered([self.blocks[layer] for layer in kept] if self.blocks else []),
             **changes,
         )
 
@@ -601,12 +673,17 @@ class ModelConfig:
         """Outputs of the `score` layer: 2 for a span (start and end), 1 for a choice or a value, else one per label."""
         if self.head in ("question_answering", "next_sentence", "pretraining"):
             return 2
-        return 1 if self.head in ("multiple_choice", "value") else len(self.labels)
+        return 1 if self.head in ("multiple_choice", "value", "replaced_tokens") else len(self.labels)
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks: that of the layers, unless layers share their weights."""
+        return max(self.blocks) + 1 if self.blocks else self.num_hidden_layers
 
     @property
     def output_hidden_size(self) -> int:
-        """Width of the last hidden states: `embedding_size` if it is set, else `hidden_size`."""
-        return self.embedding_size or self.hidden_size
+        """Width of the last hidden states: `embedding_size` if they are projected back to it, else `hidden_size`."""
+        return self.hidden_size if self.embedding_projection == "all" else self.embedding_size or self.hidden_size
 
     @property
     def context_length(self) -> int:
@@ -618,7 +695,7 @@ class ModelConfig:
     @property
     def has_position_limit(self) -> bool:
         """Whether the model cannot read texts longer than `context_length`."""
-        return self.position not in ("alibi", "relative", "none")
+        return self.position not in ("alibi", "relative", "disentangled", "none")
 
     @property
     def attends(self) -> bool:
@@ -654,6 +731,12 @@ class ModelConfig:
             and set(self.layer_types) == {"full"}
             and scaling in (None, "linear", "yarn", "llama3")
         )
+
+
+def _renumbered(blocks: Sequence[int]) -> tuple[int, ...]:
+    """The same blocks under the numbers 0, 1, 2 and so on, in the order of their first use."""
+    numbers: dict[int, int] = {}
+    return tuple(numbers.setdefault(block, len(numbers)) for block in blocks)
 
 
 def is_size(value: Any, most: int = MAX_SIZE) -> bool:

@@ -123,7 +123,8 @@ class ForwardContext:
     sines (T, R) or (B, T, R). encoded (B, S, hidden_size): the encoder's output, None once a cache has its keys and
     values. prefix: keys and values of a soft prompt. recurrence: what recurrent layers read. text (B, T): False at
     padding, None where there is none. routing: the list to which each mixture of experts adds its decisions, None to
-    record none.
+    record none. query_scale (B or 1, T, 1, 1): factor of the queries by position. distances: embedded distances (N,
+    hidden_size) and the row of each query and key (T, S), of disentangled attention.
     """
 
     masks: dict[str, AttentionMask]
@@ -135,6 +136,8 @@ class ForwardContext:
     recurrence: Recurrence = field(default_factory=Recurrence)
     text: Tensor | None = None
     routing: list[Routing] | None = None
+    query_scale: Tensor | None = None
+    distances: tuple[Tensor, Tensor] | None = None
 
 
 def self_attention_mask(

@@ -18,6 +18,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_quick": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": F.relu,
+    "relu_squared": lambda x: F.relu(x).square(),
     "tanh": torch.tanh,
 }
 

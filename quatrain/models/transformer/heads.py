@@ -29,23 +29,25 @@ LARGE_VOCABULARY = 4096
 class Dense(nn.Module):
     """A dense layer, an activation and an optional norm: BERT's pooler, and the transform of its prediction head."""
 
-    def __init__(self, config: ModelConfig, activation: str, *, norm: bool, bias: bool = True):
+    def __init__(self, config: ModelConfig, activation: str, *, norm: bool, bias: bool = True, width: int = 0):
         super().__init__()
-        self.dense = nn.Linear(config.output_hidden_size, config.output_hidden_size, bias=bias)
+        width = width or config.output_hidden_size
+        self.dense = nn.Linear(config.output_hidden_size, width, bias=bias)
         self.activation = ACTIVATIONS[activation]
-        self.norm = make_norm(config, config.output_hidden_size) if norm else None
+        self.norm = make_norm(config, width) if norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (…, output_size) to the same shape."""
+        """x (…, output_hidden_size) to (…, width)."""
         x = self.activation(self.dense(x))
         return x if self.norm is None else self.norm(x)
 
 
 def make_transform(config: ModelConfig) -> Dense | None:
     """The layer between the hidden states and the vocabulary of a masked language head, or None."""
-    if config.head not in ("masked", "pretraining") or config.head_transform == "none":
+    if config.head not in ("masked", "pretraining", "causal") or config.head_transform == "none":
         return None
-    return Dense(config, config.head_transform, norm=True, bias=config.pooler_bias)
+    width = config.embedding_size or config.hidden_size
+    return Dense(config, config.head_transform, norm=True, bias=config.pooler_bias, width=width)
 
 
 def make_pooler(config: ModelConfig) -> Dense | None:
@@ -196,6 +198,18 @@ def span_loss(logits: Tensor, labels: Tensor) -> Tensor:
         inside = torch.where((targets < 0) | (targets >= length), IGNORE_INDEX, targets)
         total = total + F.cross_entropy(part, inside.long(), ignore_index=IGNORE_INDEX, reduction="none")
     return total / 2
+
+
+def replaced_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy (B, T) of logits (B, T), 0 where the label is -100; 1 is a token that was replaced.
+
+    Raises InputError for labels of another shape or dtype, or other than 0, 1 and -100.
+    """
+    _check_labels(labels, logits.shape, "0, 1 or -100 for each token", integers=True)
+    _check_range(labels, 2)
+    known = labels != IGNORE_INDEX
+    loss = F.binary_cross_entropy_with_logits(logits.float(), labels.clamp(min=0).float(), reduction="none")
+    return loss.masked_fill(~known, 0.0)
 
 
 def value_loss(values: Tensor, labels: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def _deviation(name: str, config: ModelConfig) -> float | None:
     if name == "embed_tokens.weight":
         return 0.05 if config.tie_word_embeddings else 0.5
     tables = ("embed_positions.weight", "embed_token_types.weight", "relative_bias.weight", "score.weight",
-              "class_token", "distillation_token", "position_table")  # fmt: skip
+              "class_token", "distillation_token", "position_table", "distances.embedding.weight")  # fmt: skip
     return config.initializer_range if name.endswith(tables) else None
 
 

@@ -221,6 +221,16 @@ def make_rotary(config: ModelConfig) -> dict[str, Rotary]:
     return {"full": full, "sliding": local}
 
 
+def query_scale(config: ModelConfig, positions: Tensor | None, past: int, x: Tensor) -> Tensor | None:
+    """Factors of the queries of x (B, T, C) by position: (B or 1, T, 1, 1), or None if `config` has no growth."""
+    if not config.query_growth:
+        return None
+    if positions is None:
+        positions = torch.arange(past, past + x.shape[1], device=x.device)[None]
+    periods = positions.div(original_length(config.rope_scaling, 1), rounding_mode="floor")
+    return (1 + config.query_growth * torch.log1p(periods.float())).to(x.dtype)[..., None, None]
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates channel pairs (i, i + R/2) of the first R channels of x (B, H, T, D); cos, sin (…, T, R) broadcast."""
     width = cos.shape[-1]
@@ -228,6 +238,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = rotated.chunk(2, dim=-1)
     rotated = rotated * cos + torch.cat((-second, first), dim=-1) * sin
     return rotated if rest is None else torch.cat((rotated, rest), dim=-1)
+
+
+def to_halves(x: Tensor, width: int, layout: str) -> Tensor:
+    """Reorders the first `width` channels of x (…, D) from another rotary layout to the pairs (i, i + width / 2).
+
+    Done to queries and keys alike it leaves their products as they are, so that `rotate` serves every layout.
+    """
+    rotated = x[..., :width]
+    if layout == "interleaved":
+        rotated = rotated.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+    else:
+        rotated = rotated.roll(width // 2, dims=-1)
+    return rotated if width == x.shape[-1] else torch.cat((rotated, x[..., width:]), dim=-1)
 
 
 def sinusoidal_table(length: int, size: int, device: torch.device | None = None) -> Tensor:
@@ -245,6 +268,18 @@ def alibi_slopes(heads: int, device: torch.device | None = None) -> Tensor:
     slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
     with torch.inference_mode(False):  # Slopes of a generating model must also serve training.
         return torch.tensor(slopes, device=device)
+
+
+def log_buckets(distances: Tensor, buckets: int, longest: int) -> Tensor:
+    """DeBERTa's bucket of each distance (query - key position), from -buckets + 1 to buckets - 1.
+
+    Distances below half of `buckets` have their own, those up to `longest` share logarithmic ones.
+    """
+    middle = buckets // 2
+    far = distances.abs().clamp(min=max(middle - 1, 1)).float()
+    scale = math.log((longest - 1) / middle) if longest - 1 != middle else 1.0
+    shared = ((far / middle).log() / scale * (middle - 1)).ceil() + middle
+    return torch.where(distances.abs() <= middle, distances, (shared * distances.sign()).long())
 
 
 def relative_buckets(distances: Tensor, buckets: int, max_distance: int, causal: bool) -> Tensor:

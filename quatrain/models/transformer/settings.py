@@ -33,10 +33,27 @@ DecoderFamily = Literal[
     "qwen3_moe",
     "gpt_oss",
     "deepseek_v3",
+    "olmo2",
+    "olmo3",
+    "smollm3",
+    "granite",
+    "cohere2",
+    "starcoder2",
+    "stablelm",
+    "gptj",
+    "gpt_neo",
+    "openai-gpt",
+    "falcon",
+    "glm4",
+    "nanochat",
+    "ministral",
+    "ministral3",
 ]
 """Decoder families: causal language models."""
 
-EncoderFamily = Literal["bert", "roberta", "distilbert", "modernbert"]
+EncoderFamily = Literal[
+    "bert", "roberta", "distilbert", "modernbert", "albert", "electra", "mpnet", "nomic_bert", "deberta-v2"
+]
 """Encoder families: bidirectional models."""
 
 EncoderDecoderFamily = Literal["t5", "mt5", "bart", "marian"]
@@ -58,9 +75,19 @@ PLAIN_FEED_FORWARD = (
     "opt",
     "bloom",
     "gpt_neox",
+    "starcoder2",
+    "gptj",
+    "gpt_neo",
+    "openai-gpt",
+    "falcon",
+    "nanochat",
     "bert",
     "roberta",
     "distilbert",
+    "albert",
+    "electra",
+    "mpnet",
+    "deberta-v2",
     "t5",
     "bart",
     "marian",
@@ -75,38 +102,34 @@ WITHOUT_FEED_FORWARD = ("mamba2",)
 """Families without a feed-forward network."""
 
 NO_GROUPED_QUERIES = (
-    "gpt2",
-    "opt",
-    "bloom",
-    "gpt_neox",
-    "deepseek_v3",
-    *WITHOUT_ATTENTION,
-    *ENCODERS,
-    *ENCODER_DECODERS,
-    *VISION,
+    *("gpt2", "opt", "bloom", "gpt_neox", "gptj", "gpt_neo", "openai-gpt", "deepseek_v3"),
+    *(*WITHOUT_ATTENTION, *ENCODERS, *ENCODER_DECODERS, *VISION),
 )
 """Families without grouped-query attention."""
 
-NOT_ROTARY = ("gpt2", "opt", "bloom", *WITHOUT_ATTENTION, "bert", "roberta", "distilbert", *ENCODER_DECODERS, *VISION)
+NOT_ROTARY = (
+    *("gpt2", "opt", "bloom", "gpt_neo", "openai-gpt", *WITHOUT_ATTENTION, "bert", "roberta", "distilbert"),
+    *("albert", "electra", "mpnet", "deberta-v2", *ENCODER_DECODERS, *VISION),
+)
 """Families without rotary positions."""
 
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "deepseek_v3")
 """Families whose feed-forward networks are mixtures of experts."""
 
+CAUSAL_ALONE = ("granite", "cohere2", "nanochat", *WITHOUT_ATTENTION)
+"""Families of which transformers has no classifier."""
+
 MISSING_HEADS = {
-    "multiple_choice": tuple(name for name in DECODERS if name != "gpt2") + ENCODER_DECODERS,
-    "token_classification": ("gemma3_text", "opt", "bart", "marian", *WITHOUT_ATTENTION),
-    "question_answering": (
-        "gemma2",
-        "gemma3_text",
-        "phi",
-        "phi3",
-        "marian",
-        "gpt_oss",
-        "deepseek_v3",
-        *WITHOUT_ATTENTION,
+    "multiple_choice": (*(name for name in DECODERS if name != "gpt2"), *ENCODER_DECODERS, "nomic_bert"),
+    "token_classification": (
+        *("gemma3_text", "opt", "bart", "marian", "olmo2", "olmo3", "gptj", "openai-gpt"),
+        *CAUSAL_ALONE,
     ),
-    "sequence_classification": ("marian", *WITHOUT_ATTENTION),
+    "question_answering": (
+        *("gemma2", "gemma3_text", "phi", "phi3", "marian", "olmo2", "olmo3", "starcoder2", "stablelm", "openai-gpt"),
+        *("glm4", "nomic_bert", "gpt_oss", "deepseek_v3", *CAUSAL_ALONE),
+    ),
+    "sequence_classification": ("marian", *CAUSAL_ALONE),
     "embedding": ("bart", "marian"),
 }
 """For each head the families that do not have it; a test compares this table with the families."""
@@ -123,7 +146,13 @@ CLASSIC_HEADS: dict[str, tuple[ClassicFamily, ...]] = {
 
 def families_with_head(head: str) -> tuple[str, ...]:
     """The families that have a head."""
-    language = {"causal": DECODERS, "masked": ENCODERS, "seq2seq": ENCODER_DECODERS, "bidirectional": ()}
+    language = {
+        "causal": (*DECODERS, "bert", "roberta", "electra"),
+        "masked": ENCODERS,
+        "seq2seq": ENCODER_DECODERS,
+        "bidirectional": (),
+        "replaced_tokens": ("electra",),
+    }
     every = language.get(head, (*ENCODERS, *DECODERS, *ENCODER_DECODERS))
     transformers = tuple(family for family in every if family not in MISSING_HEADS.get(head, ()))
     return transformers + CLASSIC_HEADS.get(head, ())
@@ -186,6 +215,9 @@ class ModelSettings(Settings):
     num_key_value_heads: int | None = Field(default=None, ge=1, le=1_000_000)
     intermediate_size: int | None = Field(default=None, ge=1, le=MAX_SIZE)
     max_position_embeddings: int = Field(default=256, ge=2, le=MAX_SIZE)
+    sliding_window: int | None = Field(
+        default=None, ge=1, le=MAX_SIZE, description="tokens that the windowed layers of a family see; its own default"
+    )
     tie_word_embeddings: bool = True
     rope_theta: float = Field(default=10_000.0, gt=0, le=1e18)
     folder: str | None = Field(
@@ -237,6 +269,8 @@ class ModelSettings(Settings):
         }
         if self.family not in (*NOT_ROTARY, "modernbert"):
             sizes["rope_theta"] = self.rope_theta
+        if self.sliding_window is not None:
+            sizes["sliding_window"] = self.sliding_window
         if self.family == "llama":
             sizes["norm_eps"] = 1e-5  # That of Llama 2; config.json defaults to the 1e-6 of the first Llama.
         if own_experts := self.experts.given():

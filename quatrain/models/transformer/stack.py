@@ -133,6 +133,7 @@ class Model(Stack):
         | image_classification | (B, L) | as sequence_classification | (B) |
         | distilled_classification | (B, L), the mean of two | (B, 2): the label and the teacher's | (B) |
         | embedding | (B, hidden_size), pooled | | |
+        | replaced_tokens | (B, T) | (B, T): 1 where a token was replaced | (B, T) |
         | value | (B, T) | (B, T), NaN where unknown | (B, T) |
         | none | hidden states | | |
 
@@ -279,7 +280,7 @@ class Model(Stack):
             return self._pretrain(hidden, labels, input_ids, segments)
         if config.head == "distilled_classification":
             return self._classify_twice(hidden, labels)
-        if config.head in ("token_classification", "question_answering", "value"):
+        if config.head in ("token_classification", "question_answering", "value", "replaced_tokens"):
             return self._label_tokens(hidden, labels, segments)
         pooled = heads.pool(hidden, config, input_ids, segments)
         if config.head == "embedding":
@@ -320,6 +321,9 @@ class Model(Stack):
         if self.config.head == "question_answering" and segments is not None:
             # A span neither starts nor ends in padding.
             logits = logits.masked_fill((segments == 0)[..., None], torch.finfo(logits.dtype).min)
+        if self.config.head == "replaced_tokens":
+            found = logits[..., 0]
+            return found, None if labels is None else heads.replaced_loss(found, labels)
         if self.config.head == "value":
             values = logits[..., 0]
             return values, None if labels is None else heads.value_loss(values, labels)
@@ -391,7 +395,9 @@ class Model(Stack):
             return None
         ids = self._require_ids(input_ids)
         self._check_length(None, 0, ids.shape[1])
-        padding = -1 if self.config.pad_token_id is None else self.config.pad_token_id
+        padding = next(
+            (token for token in (self.config.unplaced_token_id, self.config.pad_token_id) if token is not None), -1
+        )
         return positions_without_padding(ids, padding, segments)
 
     def _require_ids(self, ids: Tensor | None) -> Tensor:

@@ -52,6 +52,7 @@ from quatrain.training.objectives import (
     Denoising,
     Masked,
     Objective,
+    ReplacedTokens,
     SpanCorruption,
 )
 from quatrain.training.objectives.corruption import CorruptionObjective
@@ -168,7 +169,10 @@ def prepare(settings: PretrainStage, context: StageContext) -> TrainingJob:
     tokenizer = tokenizer_of(context)
     model = with_dropout(starting_model(settings, context, tokenizer), settings.train.dropout)
     length = settings.context or model.config.max_position_embeddings
-    objective: Any = make_objective(settings, tokenizer, length)
+    if settings.generator is not None:
+        objective: Any = detection(settings, context, tokenizer, length)
+    else:
+        objective = make_objective(settings, tokenizer, length)
     if settings.teacher is not None:
         objective = distilled(settings.teacher, context, tokenizer)
     if settings.rows == "carried" and context.processes > 1:
@@ -224,12 +228,7 @@ def make_objective(settings: PretrainStage, tokenizer: Tokenizer, length: int) -
 
 def distilled(settings: TeacherSettings, context: StageContext, tokenizer: Tokenizer) -> TextDistillation:
     """The objective under a teacher. Raises InputError for a teacher with another tokenizer."""
-    earlier = context.folder / "stages" / settings.model / "model"
-    place: str | Path = earlier if (earlier / "config.json").is_file() else user_path(settings.model, "teacher.model")
-    if context.fresh_model and STAGE_NAME.fullmatch(settings.model) and place != earlier:
-        teacher, theirs = fresh_model(context, tokenizer), tokenizer  # The preflight trains no teacher.
-    else:
-        teacher, theirs = load_model(place)
+    teacher, theirs = other_model(settings.model, "teacher.model", context, tokenizer)
     if theirs is None or theirs.fingerprint != tokenizer.fingerprint:
         raise InputError(
             f"teacher.model: {settings.model} has another tokenizer than the student, so their tokens cannot be "
@@ -238,6 +237,30 @@ def distilled(settings: TeacherSettings, context: StageContext, tokenizer: Token
         )
     options = settings.model_dump(exclude={"model", "divergence"})
     return TextDistillation(teacher, tokenizer.pad_id or 0, kind=settings.divergence, **options)
+
+
+def detection(settings: PretrainStage, context: StageContext, tokenizer: Tokenizer, length: int) -> ReplacedTokens:
+    """The detection of tokens that the generator replaces. Raises InputError for a generator of another tokenizer."""
+    generator, theirs = other_model(settings.generator or "", "generator", context, tokenizer, head="masked")
+    if theirs is not None and theirs.fingerprint != tokenizer.fingerprint:
+        raise InputError(
+            f"generator: {settings.generator} has another tokenizer than the model, which reads what it writes. Take a "
+            "generator that was trained with this tokenizer, such as an earlier stage of the recipe."
+        )
+    options: dict[str, Any] = {} if settings.mask_ratio is None else {"mask_ratio": settings.mask_ratio}
+    options["whole_word_masking"] = settings.whole_word_masking
+    return ReplacedTokens(tokenizer, generator, max_length=length, **options)
+
+
+def other_model(
+    name: str, key: str, context: StageContext, tokenizer: Tokenizer, head: str | None = None
+) -> tuple[Model, Tokenizer | None]:
+    """A model besides the one that learns: of an earlier stage, a run or a folder; fresh in the preflight."""
+    earlier = context.folder / "stages" / name / "model"
+    place: str | Path = earlier if (earlier / "config.json").is_file() else user_path(name, key)
+    if context.fresh_model and STAGE_NAME.fullmatch(name) and place != earlier:
+        return fresh_model(context, tokenizer, head=head), tokenizer  # The preflight trains no other model.
+    return load_model(place)
 
 
 def row_length(objective: Objective, length: int) -> int:

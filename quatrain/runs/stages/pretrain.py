@@ -1,7 +1,7 @@
 """The pretrain stage: a model learns running text, from fresh weights or from the model so far.
 
-The objective predicts every next token (GPT), masked tokens (BERT), masked spans (T5) or the clean text of a corrupted
-one (BART).
+The objective predicts every next token (GPT), masked tokens (BERT), masked spans (T5), the clean text of a corrupted
+one (BART) or which tokens were replaced (ELECTRA).
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ class TeacherSettings(Settings):
 class PretrainStage(StageSettings):
     """Trains on text, from fresh weights or from `model.folder`. `context` defaults to the model's longest.
 
-    `objective` is what the model predicts: every next token (`causal`), masked tokens (`masked`: BERT), masked spans
-    (`span`: T5), the clean text of a corrupted one (`denoise`: BART), or each word from those before it and from those
-    behind it (`bidirectional`: ELMo). `mask_ratio` is the fraction of tokens that those that corrupt mask; the defaults
-    are 0.15, 0.15 and 0.3. With a `teacher`, a causal model also learns the teacher's distributions.
+    `objective` is what the model predicts: every next token (`causal`), masked tokens (`masked`: BERT), which tokens a
+    `generator` has replaced (`replaced`: ELECTRA), masked spans (`span`: T5), the clean text of a corrupted one
+    (`denoise`: BART), or each word from those before it and from those behind it (`bidirectional`: ELMo). `mask_ratio`
+    is the fraction of tokens that those that corrupt mask; the default is 0.15, for `denoise` 0.3. With a `teacher`, a
+    causal model also learns the teacher's distributions.
 
     `rows` = "windows" cuts the running text into rows; "documents" gives each document its own row, for corpora of
     short documents, and cuts longer ones at `context`; "carried" reads the text in order, in as many parts as a batch
@@ -60,7 +61,7 @@ class PretrainStage(StageSettings):
     }
 
     kind: Literal["pretrain"] = "pretrain"
-    objective: Literal["causal", "masked", "span", "denoise", "bidirectional"] = "causal"
+    objective: Literal["causal", "masked", "replaced", "span", "denoise", "bidirectional"] = "causal"
     rows: Literal["windows", "documents", "carried"] = "windows"
     mask_ratio: float | None = Field(default=None, gt=0, le=0.9, description="fraction of tokens that are masked")
     stride: int | None = Field(default=None, ge=1, description="tokens between the starts of two windows")
@@ -76,15 +77,22 @@ class PretrainStage(StageSettings):
         default=0, ge=0, description="words that a label competes with in a training step; 0 for the whole vocabulary"
     )
     teacher: TeacherSettings | None = None
+    generator: str | None = Field(
+        default=None,
+        min_length=1,
+        description="the masked language model that replaces tokens (replaced): a model folder, a run, or the name of "
+        'an earlier stage such as "02-pretrain"',
+    )
     train: TrainSettings
     data: DataSettings | None = None
     evaluate: bool = True
 
     def conflicts(self) -> Iterator[Problem]:
         only = {
-            "mask_ratio": ("masked", "span", "denoise"),
+            "mask_ratio": ("masked", "replaced", "span", "denoise"),
+            "generator": ("replaced",),
             "mean_span_length": ("span", "denoise"),
-            "whole_word_masking": ("masked",),
+            "whole_word_masking": ("masked", "replaced"),
             "next_sentence_prediction": ("masked",),
             "copy_steps": ("causal",),
             "copy_every": ("causal",),
@@ -92,6 +100,9 @@ class PretrainStage(StageSettings):
             "teacher": ("causal",),
         }
         yield from unread_settings(self, only)
+        if self.objective == "replaced" and self.generator is None:
+            text = 'missing; "replaced" needs a masked language model that replaces tokens, such as "02-pretrain"'
+            yield Problem(("generator",), text, (("objective",),))
         if self.stride is not None and self.rows != "windows":
             yield Problem(("stride",), f'{self.stride}; only rows = "windows" has it: leave it out', (("rows",),))
         if self.stride is not None and self.context is not None and self.stride > self.context:
@@ -126,8 +137,8 @@ def conflicts(settings: PretrainStage, recipe: RecipeSettings, index: int) -> It
 
 
 def special_tokens(settings: PretrainStage, recipe: RecipeSettings) -> list[str]:
-    """The mask token of `masked` and `denoise`, or the sentinels of `span`."""
-    if settings.objective in ("masked", "denoise") and recipe.tokenizer.kind != "wordpiece":
+    """The mask token of `masked`, `replaced` and `denoise`, or the sentinels of `span`."""
+    if settings.objective in ("masked", "replaced", "denoise") and recipe.tokenizer.kind != "wordpiece":
         return ["<mask>"]
     return [f"<extra_id_{number}>" for number in range(SENTINELS)] if settings.objective == "span" else []
 

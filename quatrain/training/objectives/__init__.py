@@ -7,6 +7,7 @@ from quatrain.training.objectives.classification import MultipleChoice, Sequence
 from quatrain.training.objectives.denoising import Denoising
 from quatrain.training.objectives.embedding import Contrastive, CosineSimilarity
 from quatrain.training.objectives.masked import Masked
+from quatrain.training.objectives.replaced import ReplacedTokens
 from quatrain.training.objectives.seq2seq import Seq2Seq
 from quatrain.training.objectives.spans import SpanCorruption
 from quatrain.training.objectives.tagging import TokenClassification
@@ -20,6 +21,7 @@ __all__ = [
     "CarriedCausal",
     "Bidirectional",
     "Masked",
+    "ReplacedTokens",
     "SpanCorruption",
     "Denoising",
     "Seq2Seq",

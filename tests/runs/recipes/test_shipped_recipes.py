@@ -59,6 +59,14 @@ CASES = {
         ),
     ],
     "bert-pretrain": [*TINY, *STORY, *SHORT, "tokenizer.vocab_size=512"],
+    "electra": [
+        *TINY,
+        *STORY,
+        "tokenizer.vocab_size=512",
+        *(f"stage.{number}.train.{key}" for number in (1, 2) for key in ("steps=2", "batch_tokens=512")),
+        *(f"stage.{number}.train.evaluate_every=0" for number in (1, 2)),
+    ],
+    "gpt3-banded": [*TINY, *STORY, *SHORT, "tokenizer.vocab_size=512", "model.sliding_window=8"],
     "t5-pretrain": [*TINY, *STORY, *SHORT, "tokenizer.vocab_size=700"],
     "reviews": [
         *TINY,

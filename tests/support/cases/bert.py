@@ -18,6 +18,8 @@ CASES = [
     _case("masked", "ForMaskedLM"),
     _case("odd sizes", "ForMaskedLM", hidden_size=42, num_attention_heads=3, intermediate_size=37, hidden_act="relu"),
     _case("one token type", "ForMaskedLM", type_vocab_size=1, layer_norm_eps=1e-3, hidden_act="gelu_new"),
+    _case("untied", "ForMaskedLM", tie_word_embeddings=False),
+    _case("decoder", "LMHeadModel", is_decoder=True),
     _case("pretraining", "ForPreTraining"),
     _case("next sentence", "ForNextSentencePrediction"),
     _case("body", "Model"),

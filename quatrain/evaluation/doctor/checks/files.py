@@ -12,7 +12,7 @@ from quatrain.core.errors import QuatrainError
 from quatrain.core.wording import format_bytes
 from quatrain.evaluation.doctor.check import Check, DoesNotApply, Finding
 from quatrain.evaluation.doctor.subject import ModelUnderTest
-from quatrain.models.families import get_family
+from quatrain.models.families import family_of
 from quatrain.models.io.model_folder import file_state_dict, read_config, save
 from quatrain.models.io.safetensors_reader import SafetensorsReader
 from quatrain.models.io.weights import TensorNames
@@ -59,7 +59,7 @@ def _round_trip(subject: ModelUnderTest) -> Finding:
 def _pairs(folder: Path, written: dict[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Each tensor that was written, beside the one of the folder."""
     raw = read_config(folder)
-    family = get_family(raw.get("model_type"))
+    family = family_of(raw)
     with SafetensorsReader(folder) as reader:
         names = TensorNames(family, family.heads[family.head_of(raw)], reader, strict=False)
         for name, ours in written.items():
