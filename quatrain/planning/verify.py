@@ -61,7 +61,7 @@ def twin(config: ModelConfig) -> ModelConfig:
         "max_position_embeddings": 2 * CONTEXT, "rope_scaling": None, "local_rope_scaling": None, "rotary_dim": 0,
         "embedding_size": 0 if config.embedding_size in (0, config.hidden_size) else HIDDEN // 2, "dropout": 0.0,
         "bos_token_id": None, "eos_token_id": None, "pad_token_id": None, "decoder_start_token_id": 0,
-        "attention_scale": None, "head": _head(config),
+        "attention_scale": None, "query_growth": 0.0, "head": _head(config),
     }  # fmt: skip
     if not config.attends:
         changes |= {"num_attention_heads": 0, "num_key_value_heads": 0, "head_dim": 0}

@@ -21,7 +21,6 @@ from quatrain.models.families.experts import (
 from quatrain.models.families.llama import SIZES, heads
 from quatrain.models.families.mapping import Family, Key
 from quatrain.models.families.mistral import key_value_heads
-from quatrain.models.families.qwen import layer_types, written_layer_types
 from quatrain.models.families.weights import Operation, Rename, Stacked, renames
 from quatrain.models.transformer.config import ExpertsConfig, ModelConfig
 
@@ -41,7 +40,7 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
         **rope.read_whole(config if scaled else {**config, "rope_scaling": ROPE}, THETA),
         "num_key_value_heads": key_value_heads(config, 8),
         "sliding_window": config.get("sliding_window", 128),
-        "layer_types": layer_types(config, kinds),
+        "layer_types": rope.layer_types(config, kinds),
         "attention_bias": "all" if first(config, True, "attention_bias") else "none",
         "experts": ExpertsConfig(
             num_experts=first(config, 128, "num_local_experts", "num_experts"),
@@ -64,7 +63,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         **written,
         "num_key_value_heads": config.num_key_value_heads,
         "sliding_window": config.sliding_window,
-        "layer_types": written_layer_types(config),
+        "layer_types": rope.written_layer_types(config),
         "attention_bias": config.attention_bias == "all",
         "num_local_experts": experts.num_experts,
         "num_experts_per_tok": experts.experts_per_token,

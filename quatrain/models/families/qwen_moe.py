@@ -26,7 +26,6 @@ from quatrain.models.families.experts import (
 from quatrain.models.families.llama import SIZES, heads
 from quatrain.models.families.mapping import ACTIVATIONS, Family, Key
 from quatrain.models.families.mistral import key_value_heads
-from quatrain.models.families.qwen import layer_types, written_layer_types
 from quatrain.models.families.weights import Rename
 from quatrain.models.transformer.config import ExpertsConfig, ModelConfig
 
@@ -59,7 +58,7 @@ def _read2(config: dict[str, Any]) -> dict[str, Any]:
     return {
         **_read(config, experts=60, used=4, width=1408, shared=5632),
         "sliding_window": window,
-        "layer_types": layer_types(config, kinds),
+        "layer_types": rope.layer_types(config, kinds),
         "attention_bias": "qkv" if first(config, True, "qkv_bias") else "none",
     }
 
@@ -92,7 +91,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
 def _write2(config: ModelConfig) -> dict[str, Any]:
     return {
         **_write(config),
-        "layer_types": written_layer_types(config),
+        "layer_types": rope.written_layer_types(config),
         "shared_expert_intermediate_size": experts_of(config).shared_intermediate_size,
         "qkv_bias": config.attention_bias == "qkv",
     }
