@@ -7,6 +7,7 @@ python benchmarks/retrieval.py --collection FOLDER --model FOLDER   # a MiniLM-c
 from __future__ import annotations
 
 import json
+import multiprocessing
 import resource
 import tempfile
 import time
@@ -15,13 +16,16 @@ from typing import Any
 
 from common import finish, parser
 
+from quatrain.core.errors import QuatrainError
 from quatrain.data.decoding import read_text
 from quatrain.data.sources import find_files
 from quatrain.evaluation.classics import bm25_rankings
+from quatrain.evaluation.faithfulness import altered_statements, labelled_statements, measure_support
 from quatrain.evaluation.metrics.ranking import ndcg
 from quatrain.evaluation.retrieval import Choice, collection_sets, compare_retrieval, topic_sets
 from quatrain.retrieval.building import build_index
 from quatrain.retrieval.chunkers import ChunkSettings
+from quatrain.retrieval.evidence import Entailment
 from quatrain.retrieval.index import Index
 from quatrain.retrieval.readers import read_documents
 from quatrain.retrieval.settings import IndexSettings
@@ -63,8 +67,8 @@ def answers(source: str, folder: Path, limit: int) -> list[dict[str, Any]]:
     return rows
 
 
-def speed(raw: str, folder: Path, megabytes: float, chunks: int) -> dict[str, float]:
-    """Seconds for a folder of text, and for a collection of many chunks."""
+def speed(raw: str, folder: Path, megabytes: float) -> dict[str, float]:
+    """Seconds for a folder of text."""
     size, made = int(megabytes * 1e6), folder / "texts"
     made.mkdir()
     text = (raw * (size // len(raw) + 1))[:size]
@@ -77,23 +81,78 @@ def speed(raw: str, folder: Path, megabytes: float, chunks: int) -> dict[str, fl
         found[f"{name}_seconds"] = time.perf_counter() - started
         found[f"{name}_processor_seconds"] = time.process_time() - used
         found[f"{name}_chunks"] = report.counts.chunks
-    many = folder / "many.jsonl"
-    words = text.split()
-    with many.open("w") as file:
+    return found
+
+
+def _build(source: Path, place: Path) -> None:
+    build_index(source, place, IndexSettings())
+
+
+def many(raw: str, folder: Path, chunks: int) -> dict[str, float]:
+    """A collection of many chunks: its index is killed half way and continued, in processes of their own."""
+    source, place = folder / "many.jsonl", folder / "many"
+    words = raw.split()
+    with source.open("w") as file:
         for number in range(chunks):
-            part = " ".join(words[number * 7 % len(words) :][:60])
-            file.write(json.dumps({"text": f"record {number} {part}"}) + "\n")
-    started, used = time.perf_counter(), time.process_time()
-    report = build_index(many, folder / "many", IndexSettings())
-    found |= {"many_chunks": report.counts.chunks, "many_seconds": time.perf_counter() - started}
-    found["many_processor_seconds"] = time.process_time() - used
-    with Index.open(folder / "many") as index:
+            start = number * 7 % max(1, len(words) - 60)
+            file.write(json.dumps({"text": f"record{number} {' '.join(words[start : start + 60])}"}) + "\n")
+    started, used = time.perf_counter(), _used()
+    first = multiprocessing.get_context("spawn").Process(target=_build, args=(source, place))
+    first.start()
+    while first.is_alive() and (half := _stored(place)) < chunks // 2:
+        time.sleep(0.05)
+    killed = first.is_alive()
+    first.kill()
+    first.join()
+    found = {"killed_at_chunks": float(_stored(place)) if killed else float(half)}
+    second = multiprocessing.get_context("spawn").Process(target=_build, args=(source, place))
+    second.start()
+    second.join()
+    found |= {"seconds": time.perf_counter() - started, "processor_seconds": _used() - used}
+    found["peak_gigabytes"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    found["source_bytes"] = float(source.stat().st_size)
+    found["bytes"] = float(sum(path.stat().st_size for path in place.rglob("*") if path.is_file()))
+    with Index.open(place) as index:
+        found["chunks"] = float(index.store.counts().chunks)
         index.search("record", 5)
-        started = time.perf_counter()
-        for number in range(20):
-            index.search(f"record {number * 31} {words[number]}", 5)
-        found["many_search_ms"] = (time.perf_counter() - started) / 20 * 1000
-    found["peak_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        started, used = time.perf_counter(), time.process_time()
+        right = [
+            index.search(f"record{number} {words[number]}", 1)[0].text.startswith(f"record{number} ")
+            for number in range(0, chunks, max(1, chunks // 40))
+        ]
+        found["search_ms"] = (time.perf_counter() - started) / len(right) * 1000
+        found["search_processor_ms"] = (time.process_time() - used) / len(right) * 1000
+        found["found"] = sum(right) / len(right)
+    return found
+
+
+def _used() -> float:
+    """Processor seconds of the processes that this one has started and waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _stored(place: Path) -> int:
+    """Chunks in an index that another process builds."""
+    try:
+        with Index.open(place) as index:
+            return index.store.counts().chunks
+    except (QuatrainError, OSError):
+        return 0
+
+
+def faithfulness(pairs: str, folder: Path, limit: int, model: str | None) -> dict[str, Any]:
+    """Support by words and by a model of entailment: on altered sentences, and on the pairs that the model knows."""
+    judges = {} if model is None else {"model": Entailment(model).probabilities}
+    sets = {"altered sentences": altered_statements(pairs, limit)}
+    if model is not None:
+        sets["captions"] = labelled_statements("nli-captions-test", 5 * limit)
+    found: dict[str, Any] = {}
+    for number, (name, statements) in enumerate(sets.items()):
+        place = folder / f"support-{number}"
+        place.mkdir()
+        found[name] = {"statements": len(statements)} | measure_support(statements, place, judges)
+        print(name, found[name], flush=True)
     return found
 
 
@@ -108,7 +167,7 @@ def tiny(folder: Path) -> tuple[str, str]:
     (made / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (made / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": "who bakes bread"}) + "\n")
     (made / "qrels.tsv").write_text("".join(f"q\t{number}\t1\n" for number in range(1, 30, 3)))
-    pairs = [{"question": f"What is thing{number}?", "answer": f"A thing{number} is {each}."}
+    pairs = [{"question": f"What is thing{number}?", "answer": f"A thing{number} is one of the {each}."}
              for number, each in enumerate(TOPICS * 8)]  # fmt: skip
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     return str(made), str(folder / "pairs.jsonl")
@@ -119,7 +178,8 @@ def main() -> None:
     asked = parser(__doc__)
     asked.add_argument("--collection", action="append", help="cranfield, or a folder in BEIR's layout; again for more")
     asked.add_argument("--model", help="a model of sentence embeddings")
-    asked.add_argument("--only", choices=("collections", "answers", "speed"))
+    asked.add_argument("--entailment", help="a model of entailment, such as a run of the recipe nli")
+    asked.add_argument("--only", choices=("collections", "answers", "faithfulness", "speed"))
     options = asked.parse_args()
     quick, figures = options.quick, dict[str, Any]()
     with tempfile.TemporaryDirectory() as name:
@@ -135,9 +195,13 @@ def main() -> None:
             ratio = rows[-1]["ndcg_10"] / rows[0]["ndcg_10"]
         if options.only in (None, "answers"):
             figures["answers"] = answers(pairs, folder, 3 if quick else 300)
+        if options.only in (None, "faithfulness"):
+            figures["faithfulness"] = faithfulness(pairs, folder, 3 if quick else 200, options.entailment)
         if options.only in (None, "speed"):
             raw = " ".join(TOPICS) * 50 if quick else "".join(read_text(find_files("wikipedia-sample")[0]))
-            figures["speed"] = speed(raw, folder, 0.1 if quick else 10, 300 if quick else 100_000)
+            figures["speed"] = speed(raw, folder, 0.1 if quick else 10)
+            print(figures["speed"], flush=True)
+            figures["many"] = many(raw, folder, 600 if quick else 100_000)
     finish("retrieval", ratio, "nDCG@10 of the last retriever over that of plain bm25s", quick=quick, **figures)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from quatrain.adapters.apply import apply_adapter
+from quatrain.adapters.gguf_adapter import is_gguf_adapter
 from quatrain.adapters.layer import AdapterLayer, adapter_layers
 from quatrain.adapters.peft_files import read_adapter
 from quatrain.adapters.settings import AdapterSettings
@@ -83,7 +84,7 @@ class AdapterSet:
 
     @classmethod
     def load(cls, model: Model, folders: Mapping[str, str | Path]) -> AdapterSet:
-        """Loads adapter folders over their base model.
+        """Loads adapter folders, or GGUF files with a LoRA, over their base model.
 
         Raises InputError for folders that are not adapters of it, or whose tokenizers give an id different tokens.
         """
@@ -95,7 +96,8 @@ class AdapterSet:
         size, members = model.config.vocab_size, dict[str, Member]()
         for name, folder in folders.items():
             adapter = read_adapter(model, folder)
-            known = max(size, adapter.vocab_size), Tokenizer.find(folder)
+            tokenizer = None if is_gguf_adapter(folder) else Tokenizer.find(folder)
+            known = max(size, adapter.vocab_size), tokenizer
             members[name] = Member(adapter.layers, adapter.prompt, *known, adapter.rows, adapter.saved.tensors)
             if adapter.saved.unties:
                 untie(model)

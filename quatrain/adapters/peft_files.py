@@ -19,6 +19,7 @@ from torch import Tensor
 
 from quatrain.adapters import peft_layers, peft_modules, peft_patterns, peft_prompts, peft_tokens, prompts
 from quatrain.adapters.apply import fully_trained_parameters
+from quatrain.adapters.gguf_adapter import is_gguf_adapter, read_layers
 from quatrain.adapters.ia3 import IA3Linear
 from quatrain.adapters.layer import AdapterLayer, adapter_layers
 from quatrain.adapters.peft_config import PLAIN, TASKS, TYPES, method_of, read_config, written_base  # fmt: skip
@@ -218,12 +219,17 @@ def load_adapter(model: Model, folder: str | Path) -> list[str]:
 
 
 def read_adapter(model: Model, folder: str | Path) -> LoadedAdapter:
-    """Reads a PEFT adapter folder for a model; its layers wrap the model's, and the model does not change.
+    """Reads a PEFT adapter folder, or a LoRA in a GGUF file, for a model; its layers wrap the model's, and the model
+    does not change.
 
     Only the vocabulary is extended if the adapter's is larger. Raises InputError naming every tensor that is missing,
     unexpected or of the wrong shape; the model is then unchanged.
     """
     folder = Path(folder)
+    if is_gguf_adapter(folder):
+        return LoadedAdapter(
+            read_layers(model, folder), None, None, peft_modules.SavedModules(), model.config.vocab_size
+        )
     config = read_config(folder)
     layers, method = file_layers(model.config), method_of(config)
     tensors = _read_tensors(folder / WEIGHTS)

@@ -32,6 +32,8 @@ class ToolEngine(Engine):
 
     def __init__(self, *args: Any, tools: Sequence[Tool], max_calls: int = 1, **options: Any):
         super().__init__(*args, **options)
+        self.resources: ExitStack | None = None
+        """Holds what the tools keep open, as long as the engine lives."""
         self.tools, self.max_calls = check_tools(tools), max_calls
         tokenizer: Any = self.tokenizer
         self._template = getattr(tokenizer, "chat_template", None) or ""
@@ -130,4 +132,7 @@ def engine_with(tools: Sequence[str], max_calls: int, *args: Any, **options: Any
     """An engine with tools that are named as in `open_tools`; a plain one without any."""
     if not tools:
         return Engine(*args, **options)
-    return ToolEngine(*args, tools=open_tools(tools, ExitStack()), max_calls=max_calls, **options)
+    stack = ExitStack()
+    engine = ToolEngine(*args, tools=open_tools(tools, stack), max_calls=max_calls, **options)
+    engine.resources = stack  # What the tools keep open is closed with the engine.
+    return engine

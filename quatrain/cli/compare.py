@@ -12,6 +12,8 @@ def compare(
     *models: str,
     suite: str | None = None,
     text: str | None = None,
+    kv_cache: Annotated[bool, Parameter(negative=())] = False,
+    documents: str | None = None,
     limit: int | None = None,
     shots: int | None = None,
     max_new_tokens: int | None = None,
@@ -36,6 +38,12 @@ def compare(
     text
         Instead of a suite: a text (file, folder or catalog name). Shows weights, bytes, perplexity and generated tokens
         per second of each model, measured in turns.
+    kv_cache
+        With --text and one model: the KV cache in float, int8 and int4, by bytes, perplexity, divergence and speed.
+    documents
+        Instead of a suite: a collection with judgements (cranfield, or a folder in BEIR's layout), or a file of
+        questions and answers. Compares rankings, RETRIEVER or RETRIEVER@NAME=VALUE,…: bm25, dense, hybrid, feedback;
+        dense=lsa+MODEL, chunks=headings, size=200, overlap=40, rerank=MODEL.
     limit
         How many examples to take from the beginning; all by default.
     shots
@@ -61,11 +69,18 @@ def compare(
 
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: must be at least 1")
+    if kv_cache:
+        return _compare_caches(models, text, json_lines=json_lines)
     if text is not None:
         return _compare_footprints(models, text, suite=suite, json_lines=json_lines)
+    if documents is not None:
+        return _compare_rankings(models, documents, limit, json_lines=json_lines)
     if suite is None:
         if len(models) != 1:
-            raise InputError("compare needs --suite NAME or --text FILE and two models, or one folder with results")
+            raise InputError(
+                "compare needs two models and --suite NAME or --text FILE, rankings and --documents SOURCE, or one "
+                "folder with results"
+            )
         result = leaderboard(models[0])
     else:
         given = {"shots": shots, "max_new_tokens": max_new_tokens}
@@ -111,6 +126,79 @@ def _compare_footprints(models: tuple[str, ...], text: str, *, suite: str | None
     texts = Texts(tokens=text_tokens(text, tokenizers[0], MEASURED), context=min(2048, context))
     named = [(side.name, model) for side, (model, _) in zip(sides, loaded, strict=True)]
     present(named, texts, out=None, json_lines=json_lines)
+    return 0
+
+
+def _compare_caches(models: tuple[str, ...], text: str | None, *, json_lines: bool) -> int:
+    """What a rounded KV cache costs one model on a text. Raises InputError."""
+    from quatrain.cli.compressing import LONGEST, MEASURED
+    from quatrain.cli.output import show, show_json, show_marked, show_table
+    from quatrain.core.errors import InputError
+    from quatrain.evaluation.compression import CACHE_COLUMNS, cache_costs, cache_verdict, text_tokens
+    from quatrain.loading.model import load_model
+
+    if len(models) != 1 or text is None:
+        raise InputError("--kv-cache compares the caches of one model on a text: quatrain compare MODEL --kv-cache "
+                         "--text FILE")  # fmt: skip
+    model, tokenizer = load_model(models[0])
+    if tokenizer is None:
+        raise InputError(f"{models[0]}: has no tokenizer, so it cannot read a text.")
+    context = min(model.config.context_length, LONGEST)
+    costs = cache_costs(model, text_tokens(text, tokenizer, MEASURED), context=context)
+    lines = list(cache_verdict(costs))
+    if json_lines:
+        show_json({"verdict": lines, "caches": [vars(each) for each in costs]})
+        return 0
+    for line in lines:
+        show_marked(line, red=line.startswith("SLOWER"))
+    show_table(CACHE_COLUMNS, [each.row() for each in costs])
+    show(f"{text}, windows of {context:,} tokens; speed after half a window")
+    return 0
+
+
+def _compare_rankings(rankings: tuple[str, ...], source: str, limit: int | None, *, json_lines: bool) -> int:
+    """Chunkers, retrievers and encoders on the same questions. Raises InputError, all problems at once."""
+    import tempfile
+    from pathlib import Path
+
+    from quatrain.cli.output import show, show_json, show_table
+    from quatrain.core.errors import InputError
+    from quatrain.core.progress import SilentReporter, create_reporter
+    from quatrain.core.wording import format_bytes
+    from quatrain.evaluation.retrieval import Choice, as_records, compare_retrieval, question_sets
+
+    problems: list[str] = []
+    choices: list[Choice] = []
+    for text in rankings:
+        try:
+            choices.append(Choice.of(text))
+        except InputError as error:
+            problems += [error.message, *(f"  {each}" for each in error.problems)]
+    if not rankings:
+        problems.append("name at least one ranking, such as bm25 or hybrid@dense=lsa")
+    if problems:
+        raise InputError("These rankings cannot be compared:", problems)
+    reporter = SilentReporter() if json_lines else create_reporter()
+    with tempfile.TemporaryDirectory() as name:
+        sets = question_sets(source, Path(name), limit)
+        records = as_records(list(compare_retrieval(sets, choices, Path(name), reporter=reporter)))
+    if json_lines:
+        show_json({"documents": source, "questions": len(sets.answerable), "rankings": records})
+        return 0
+    show(f"{source}: {len(sets.answerable):,} questions, {len(sets.unanswerable):,} without an answer")
+    rows = []
+    for record in records:
+        over = record.get("over_first")
+        shown = f"{over['value']:+.3f} ({over['low']:+.3f} to {over['high']:+.3f})" if over else ""
+        measures = (f"{record[key]:.3f}" for key in ("ndcg_10", "map", "mrr", "recall_10", "recall_100"))
+        costs = f"{record['index_seconds']:.1f}", f"{record['search_ms']:.1f}", format_bytes(record["bytes"])
+        rows.append((record["ranking"], *measures, shown, f"{record['chunks']:,}", *costs))
+    names = ("nDCG@10", "MAP", "MRR", "recall@10", "recall@100", "nDCG@10 over the first (95 %)")
+    show_table(("ranking", *names, "chunks", "index s", "ms a question", "index"), rows)
+    if any("answers" in record for record in records):
+        measured = ("answered", "refused", "right_document", "overlap", "verified")
+        table = [(each["ranking"], *(f"{each['answers'][name]:.3f}" for name in measured)) for each in records]
+        show_table(("ranking", *(name.replace("_", " ") for name in measured)), table)
     return 0
 
 

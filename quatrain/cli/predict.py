@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from quatrain.cli.arguments import TextArgument
 from quatrain.cli.sampling import SAMPLING_DEFAULTS, SamplingOptions
+from quatrain.compression.settings import Method
 
 if TYPE_CHECKING:
     from quatrain.tasks.pipelines.base import Pipeline, Prediction
@@ -26,7 +27,7 @@ class RunningOptions:
     """Where the model runs: auto, cpu, cuda, cuda:1 or mps."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The number format of the weights; auto keeps that of the files, and float32 on a CPU."""
-    quantize: Literal["int8", "int4", "nf4"] | None = None
+    quantize: Method | None = None
     """Round the weights to 8 or 4 bits while they are loaded."""
     batch_size: int = 32
     """Inputs that are read at once."""

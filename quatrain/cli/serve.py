@@ -150,6 +150,6 @@ def server_of(
         ) from error
     if not models and not settings.without_models:
         raise InputError("There is no model to serve: give one, such as `quatrain serve FOLDER`.")
-    options = LoadOptions(**loading.checked(), prompt_lookup=loading.prompt_lookup)
+    options = LoadOptions(**loading.checked(), kv_cache=loading.kv_cache, prompt_lookup=loading.prompt_lookup)
     entries = entries_of(models, named_folders("--adapter", adapter), draft=loading.draft)
     return Server(entries, settings, options)

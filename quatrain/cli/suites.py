@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import Parameter
+
+from quatrain.compression.settings import Method
 
 if TYPE_CHECKING:
     from quatrain.core.progress import Reporter
@@ -27,7 +29,7 @@ class SuiteOptions:
     """Ask with plain text, although the model has a chat template."""
     seed: int = 0
     """Draws the worked examples, where a suite draws them."""
-    quantize: Literal["int8", "int4", "nf4"] | None = None
+    quantize: Method | None = None
     """Round the weights to 8 or 4 bits while they are loaded."""
     batch_size: int = 64
     """Answers that are computed together."""

@@ -2,11 +2,12 @@
 
 Micikevicius et al. 2022 (arXiv 2209.05433): four bits of exponent, three of fraction, no infinity, at most 448. Weights
 of very different sizes in one row lose less than in int8. Products are computed in the inputs' dtype, from the
-dequantized weight.
+dequantized weight; where the device multiplies FP8 (`has_products`), from the codes, with rounded inputs.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,33 @@ from quatrain.compression import packing
 from quatrain.compression.layer import QuantizedLinear, check_finite, matmul_in_strips
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
+MULTIPLE = 16
+"""What the sizes of a matrix must be a multiple of for FP8 products."""
+
+
+def scaled_matmul(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """x (…, inputs) times an E4M3 weight (outputs, inputs) with a scale (outputs,): (…, outputs) in the dtype of x.
+
+    The inputs become E4M3 with a scale for each row. `torch._scaled_mm` is private: ask `has_products` first.
+    """
+    rows = x.reshape(-1, x.shape[-1]).float()
+    own = rows.abs().amax(dim=1, keepdim=True).clamp_(min=1e-12) / LARGEST
+    codes = (rows / own).clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+    product = torch._scaled_mm(codes, weight.t(), scale_a=own, scale_b=scale.float()[None], out_dtype=torch.bfloat16)
+    return product.view(*x.shape[:-1], -1).to(x.dtype)
+
+
+@cache
+def has_products(device: str) -> bool:
+    """Whether a kind of device multiplies FP8 matrices faster than others: GPUs from Ada and Hopper on. Tried once."""
+    if device != "cuda" or torch.cuda.get_device_capability() < (8, 9):
+        return False
+    try:
+        weight = torch.eye(MULTIPLE, device=device)
+        found = scaled_matmul(weight, weight.to(torch.float8_e4m3fn), torch.ones(MULTIPLE, device=device))
+    except (RuntimeError, AttributeError, ValueError):  # A build of PyTorch without this private function.
+        return False
+    return torch.equal(found, weight)
 
 
 class FP8Linear(QuantizedLinear):
@@ -55,6 +83,10 @@ class FP8Linear(QuantizedLinear):
         scale = self.scale.to(x.dtype)
         strips = matmul_in_strips(x, self.out_features, lambda start, stop: self.weight[start:stop].to(x.dtype))
         return strips * scale
+
+    def inference(self, x: Tensor) -> Tensor:
+        fits = not (self.in_features % MULTIPLE or self.out_features % MULTIPLE)
+        return scaled_matmul(x, self.weight, self.scale) if fits and has_products(x.device.type) else self.matmul(x)
 
     def folder_operation(self, operation: Any) -> Any:
         return packing.integer_operation(operation)

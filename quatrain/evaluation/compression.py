@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,10 @@ from quatrain.core.wording import format_bytes
 from quatrain.data.documents import read_chunks
 from quatrain.evaluation.perplexity import text_loss
 from quatrain.generation.engine import Engine, SamplingParams
+from quatrain.models.transformer.config import CacheFormat
+from quatrain.models.transformer.kv_cache import KVCache
 from quatrain.models.transformer.stack import Model
+from quatrain.planning.counts import kv_cache_bytes
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 TURNS = 6
@@ -32,6 +35,7 @@ NEW_TOKENS = 32
 """Tokens of a run."""
 SLOWER = 0.97
 """A result below this share of the speed before counts as slower: smaller differences are noise."""
+CACHE_COLUMNS = ("cache", "bytes a token", "perplexity", "divergence", "same token", "tokens/s")
 COLUMNS = ("model", "weights", "zeros", "bytes", "perplexity", "tokens/s")
 
 
@@ -94,6 +98,88 @@ def side_by_side(
     prompt = [] if tokens is None else tokens[:16].tolist()
     rates = speeds([model for _, model in models], prompt=prompt)
     return [Footprint(**{**asdict(each), "tokens_per_second": rate}) for each, rate in zip(found, rates, strict=True)]
+
+
+@dataclass(frozen=True)
+class CacheCost:
+    """What a form of the KV cache takes and does to a model: bytes of a token, perplexity of a text, the mean
+    Kullback-Leibler divergence from the probabilities with the float cache in nats, how often the likeliest token is
+    the same, and generated tokens per second, one text at a time.
+    """
+
+    form: str
+    token_bytes: int
+    perplexity: float
+    divergence: float
+    same: float
+    tokens_per_second: float
+
+    def row(self) -> tuple[str, ...]:
+        """The cells of `CACHE_COLUMNS`."""
+        shown = f"{self.divergence:.1e}" if self.divergence else "0"
+        speed = f"{self.tokens_per_second:,.0f}"
+        return self.form, f"{self.token_bytes:,}", f"{self.perplexity:,.3f}", shown, f"{self.same:.1%}", speed
+
+
+@torch.inference_mode()
+def cache_costs(model: Model, tokens: np.ndarray, *, context: int, windows: int = 16) -> list[CacheCost]:
+    """The costs of the KV cache in the model's dtype, in int8 and in int4, on the first windows of tokens (N,).
+
+    Every token attends to the stored numbers, as in generation. Speeds are those of the engine after half a window, for
+    all forms in turns. Raises InputError for a model without a cache or a language head.
+    """
+    if model.config.architecture != "decoder" or model.config.head != "causal":
+        raise InputError(f"This {model.config.family} model generates no text from a cache of its own.")
+    length = min(context, len(tokens))
+    ids = torch.from_numpy(np.asarray(tokens, dtype=np.int64))[: len(tokens) // length * length].view(-1, length)
+    ids = ids[:windows].to(model.device)
+    forms: tuple[CacheFormat | None, ...] = (None, *get_args(CacheFormat))
+    engines = [Engine(model, kv_cache=form, native="compiled") for form in forms]
+    rates = _rates(engines, ids[0, : max(1, length // 2)].tolist())
+    dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
+    expected: list[Tensor] = []
+    found = []
+    for form, rate in zip(forms, rates, strict=True):
+        loss = divergence = same = 0.0
+        for number, row in enumerate(ids):
+            cache = KVCache(model.config, 1, length, dtype=model.embed_tokens.weight.dtype, device=model.device,
+                            form=form)  # fmt: skip
+            scores = model(row[None, :-1], cache=cache)[0][0].float().log_softmax(-1)
+            if form is None:
+                expected.append(scores)
+            loss -= float(scores.gather(-1, row[1:, None]).mean())
+            divergence += float((expected[number].exp() * (expected[number] - scores)).sum(-1).mean())
+            same += float((expected[number].argmax(-1) == scores.argmax(-1)).float().mean())
+        size = kv_cache_bytes(model.config, 1, 1, form or dtype)
+        mean = (each / len(ids) for each in (loss, divergence, same))
+        loss, divergence, same = mean
+        found.append(CacheCost(form or dtype, size, math.exp(loss), max(divergence, 0.0), same, rate))
+    return found
+
+
+def cache_verdict(costs: Sequence[CacheCost]) -> Iterator[str]:
+    """What each rounded cache gains and loses against the first; losses of speed come first."""
+    before = costs[0]
+    for each in costs[1:]:
+        ratio = each.tokens_per_second / before.tokens_per_second
+        if ratio < SLOWER:
+            yield f"SLOWER: {each.form} generates {ratio:.2f} times the tokens per second of {before.form} here."
+    for each in costs[1:]:
+        yield f"{each.form}: {each.token_bytes / before.token_bytes:.0%} of the bytes of a token in the cache."
+
+
+def _rates(engines: Sequence[Engine], prompt: list[int]) -> list[float]:
+    """Generated tokens per second of engines after a prompt, which they read in the first turn: the best turn."""
+    best = [0.0] * len(engines)
+    for turn in range(TURNS + 1):
+        for number, engine in enumerate(engines):
+            room = engine.model.config.context_length if engine.model.config.has_position_limit else 1 << 30
+            count = max(1, min(NEW_TOKENS, room - len(prompt)))
+            began = time.perf_counter()
+            engine.generate([prompt], SamplingParams(max_new_tokens=count, ignore_eos=True))
+            if turn:
+                best[number] = max(best[number], count / (time.perf_counter() - began))
+    return best
 
 
 def verdict(before: Footprint, after: Footprint) -> Iterator[str]:

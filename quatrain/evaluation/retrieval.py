@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,7 +22,11 @@ from typing import Any
 
 from quatrain.core.atomic import atomic_write
 from quatrain.core.errors import InputError
+from quatrain.core.settings import did_you_mean, parse
+from quatrain.core.wording import format_value
+from quatrain.data import catalog
 from quatrain.data.rows import read_records
+from quatrain.evaluation.measures import difference, mean_of
 from quatrain.evaluation.metrics.ranking import average_precision, ndcg, recall, reciprocal_rank
 from quatrain.retrieval.answer import Answer
 from quatrain.retrieval.building import build_index, source_files
@@ -29,9 +34,12 @@ from quatrain.retrieval.chunkers import ChunkSettings
 from quatrain.retrieval.evidence import Weights
 from quatrain.retrieval.generated import answer
 from quatrain.retrieval.index import Index
+from quatrain.retrieval.retrievers import RETRIEVERS
 from quatrain.retrieval.settings import IndexSettings
 
 DEPTH = 1000
+OPTIONS = ("dense", "chunks", "size", "overlap", "tokenizer", "rerank")
+"""What a ranking that is given as a text may name."""
 LEFT_OUT = 5
 """One topic of so many is left out of the index; its questions have no answer there."""
 
@@ -62,12 +70,45 @@ class Choice:
     chunks: ChunkSettings
     retriever: str
     rerank: str | None = None
+    dense: tuple[str, ...] | None = None
+    """Encoders; None: those of the comparison."""
+
+    @classmethod
+    def of(cls, text: str) -> Choice:
+        """`RETRIEVER` or `RETRIEVER@dense=lsa+MODEL,chunks=sentences,size=80,overlap=20,rerank=FOLDER`.
+
+        Without `chunks` a document is one chunk; a retriever by vectors has the encoder `lsa` unless it names others.
+        Raises InputError, all problems at once.
+        """
+        retriever, _, settings = text.partition("@")
+        given: dict[str, str] = {}
+        problems = []
+        if retriever not in RETRIEVERS:
+            near = did_you_mean(retriever, list(RETRIEVERS))
+            problems.append(f"{format_value(retriever)}; must be one of {', '.join(RETRIEVERS)}{near}")
+        for part in filter(None, settings.split(",")):
+            name, _, value = part.partition("=")
+            if name not in OPTIONS or not value:
+                problems.append(f"{part}: must be NAME=VALUE with a name of {', '.join(OPTIONS)}")
+            given[name] = value
+        if problems:
+            raise InputError(f"{text}: a ranking is given as RETRIEVER@NAME=VALUE,NAME=VALUE", problems)
+        sizes: dict[str, Any] = {name: given[name] for name in ("size", "overlap", "tokenizer") if name in given}
+        sizes |= {name: int(value) for name, value in sizes.items() if value.isdigit()}
+        kind = given.get("chunks", "headings" if sizes else "whole")
+        if "size" in sizes and "overlap" not in sizes:
+            sizes["overlap"] = sizes["size"] // 5 if isinstance(sizes["size"], int) else 0
+        named = tuple(filter(None, given.get("dense", "" if retriever == "bm25" else "lsa").split("+")))
+        chunks = parse(ChunkSettings, {"kind": kind} | sizes, what=text)
+        return cls(chunks, retriever, given.get("rerank"), named)
 
     @property
     def label(self) -> str:
         """The choice in words."""
         size = "" if self.chunks.kind == "whole" else f" {self.chunks.size}/{self.chunks.overlap}"
-        return f"{self.chunks.kind}{size}, {self.retriever}" + (f", reranked by {self.rerank}" if self.rerank else "")
+        by = f" by {', '.join(Path(each).name for each in self.dense)}" if self.dense else ""
+        again = f", reranked by {Path(self.rerank).name}" if self.rerank else ""
+        return f"{self.chunks.kind}{size}, {self.retriever}{by}{again}"
 
 
 @dataclass(frozen=True)
@@ -79,6 +120,11 @@ class Result:
     ranking: dict[str, float]
     answers: dict[str, float] = field(default_factory=dict)
     samples: tuple[Answer, ...] = ()
+    costs: dict[str, float] = field(default_factory=dict)
+    """`index_seconds` (of the index that the choice shares with others of the same cut and encoders), `search_ms` of a
+    question, and `bytes` of the index on disk."""
+    each: tuple[float, ...] = ()
+    """nDCG@10 of each question."""
 
 
 def topic_sets(source: str, folder: Path, limit: int | None = None) -> QuestionSets:
@@ -136,7 +182,11 @@ def rank_documents(index: Index, question: str, depth: int = DEPTH, **search: An
 
 def measure_ranking(index: Index, questions: Sequence[JudgedQuestion], **search: Any) -> dict[str, float]:
     """nDCG@10, MAP, MRR, recall@10 and recall@100, means over questions."""
-    pairs = [(rank_documents(index, each.text, **search), each.relevance) for each in questions]
+    return _measures([(rank_documents(index, each.text, **search), each.relevance) for each in questions])
+
+
+def _measures(pairs: Sequence[tuple[list[str], dict[str, int]]]) -> dict[str, float]:
+    """The measures of rankings with the relevance of their documents."""
     measures: dict[str, Callable[..., float]] = {
         "ndcg_10": ndcg,
         "map": average_precision,
@@ -206,17 +256,52 @@ def compare_retrieval(
     reporter: Any = None,
 ) -> Iterator[Result]:
     """The measures of each choice on the same questions. Indexes are made in `folder`, one for each way to cut."""
+    built: dict[str, float] = {}
     for choice in choices:
-        place = folder / f"index-{choice.chunks.kind}-{choice.chunks.size}-{choice.chunks.overlap}"
-        settings = IndexSettings(chunks=choice.chunks, dense=tuple(dense), language=language, columns=sets.columns)
-        report = build_index(sets.documents, place, settings, reporter=reporter)
-        with Index.open(place) as index:
+        encoders = tuple(dense) if choice.dense is None else choice.dense
+        settings = IndexSettings(chunks=choice.chunks, dense=encoders, language=language, columns=sets.columns)
+        marks = "".join(f"-{hashlib.sha256(each.encode()).hexdigest()[:8]}" for each in (choice.dense or ()))
+        name = f"index-{choice.chunks.kind}-{choice.chunks.size}-{choice.chunks.overlap}{marks}"
+        started = time.perf_counter()
+        report = build_index(sets.documents, folder / name, settings, reporter=reporter)
+        built.setdefault(name, time.perf_counter() - started)
+        with Index.open(folder / name) as index:
             search: dict[str, Any] = {"retriever": choice.retriever}
             if choice.rerank is not None:
                 search["rerank"] = choice.rerank
-            ranking = measure_ranking(index, sets.answerable, **search)
+            rank_documents(index, sets.answerable[0].text, **search)  # Opens encoders.
+            started = time.perf_counter()
+            pairs = [(rank_documents(index, each.text, **search), each.relevance) for each in sets.answerable]
+            costs = {
+                "index_seconds": built[name],
+                "search_ms": (time.perf_counter() - started) / len(pairs) * 1000,
+                "bytes": float(sum(path.stat().st_size for path in (folder / name).rglob("*") if path.is_file())),
+            }
+            ranking, own = _measures(pairs), tuple(ndcg(*pair) for pair in pairs)
             answers: dict[str, float] = {}
             samples: list[Answer] = []
             if sets.unanswerable:
                 answers, samples = measure_answers(index, sets.answerable, sets.unanswerable, search=search)
-        yield Result(choice, report.counts.chunks, ranking, answers, tuple(samples))
+        yield Result(choice, report.counts.chunks, ranking, answers, tuple(samples), costs, own)
+
+
+def question_sets(source: str, folder: Path, limit: int | None = None) -> QuestionSets:
+    """The sets of a collection with judgements (a folder in BEIR's layout, or of the catalog, such as cranfield), or of
+    a file of questions and answers. Raises InputError for a source that is neither.
+    """
+    is_collection = catalog.find(f"{source}-corpus") is not None or Path(source).is_dir()
+    return (collection_sets if is_collection else topic_sets)(source, folder, limit)
+
+
+def as_records(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """The results for programs and tables: each beside the first, with a paired bootstrap interval of nDCG@10."""
+    first = mean_of("ndcg_10", list(results[0].each), "")
+    records = []
+    for number, result in enumerate(results):
+        record: dict[str, Any] = {"ranking": result.choice.label, "chunks": result.chunks}
+        record |= result.ranking | result.costs
+        if number:
+            apart = difference(mean_of("ndcg_10", list(result.each), ""), first)
+            record["over_first"] = {"value": apart.value, "low": apart.interval.low, "high": apart.interval.high}
+        records.append(record | ({"answers": result.answers} if result.answers else {}))
+    return records

@@ -81,7 +81,8 @@ def tensors_of(source: Source) -> dict[str, Tensor]:
     return found | scaling_tensors(source.model.config)
 
 
-def _data(tensor: Tensor, form: str, importance: np.ndarray | None) -> Any:
+def data_of(tensor: Tensor, form: str, importance: np.ndarray | None) -> Any:
+    """The bytes of a tensor in a format."""
     array = tensor.detach().to(torch.float32).contiguous().numpy()
     return memoryview(encode(array, form, importance).tobytes())
 
@@ -110,7 +111,9 @@ def write_file(source: Source, path: Path, settings: ExportSettings) -> list[str
     notes += _fallbacks(tensors, chosen, form)
     weights = _importance(source, settings)
     to_write = [
-        TensorToWrite(name, tuple(tensor.shape), chosen[name], partial(_data, tensor, chosen[name], weights.get(name)))
+        TensorToWrite(
+            name, tuple(tensor.shape), chosen[name], partial(data_of, tensor, chosen[name], weights.get(name))
+        )
         for name, tensor in tensors.items()
     ]
     with atomic_write(path, "wb") as file:

@@ -40,11 +40,13 @@ class LlamaCpp:
     name = "llama.cpp"
     slack = 0.005  # Its GELU is a table in half precision.
 
-    def __init__(self, path: Path, context: int, *, embedding: bool = False):
+    def __init__(self, path: Path, context: int, *, embedding: bool = False, lora: Path | None = None):
+        """`lora` is the GGUF file of an adapter over the model."""
         import llama_cpp
 
         self._library: Any = llama_cpp
         options: dict[str, Any] = {"n_ctx": context, "logits_all": True, "verbose": False, "n_threads": 1, "seed": 0}
+        options |= {} if lora is None else {"lora_path": str(lora)}
         kind = llama_cpp.GGML_TYPE_F32
         try:
             with _quiet():

@@ -51,16 +51,17 @@ class ModelRunner:
 
     Attributes: `cache`, whose `reserve` adds slots; `native` and `static`, asked first for plain decoding steps: native
     code on the CPU, captured steps on CUDA. `native` of the constructor: whether these are used, None and "compiled" to
-    decide by measuring and by the device (`CacheDecoder`).
+    decide by measuring and by the device (`CacheDecoder`). `kv_cache` = "int8" or "int4" rounds the cache.
     """
 
-    def __init__(self, model: Model, slots: int = 0, native: NativeUse = False):
+    def __init__(self, model: Model, slots: int = 0, native: NativeUse = False, kv_cache: str | None = None):
         self.model, self.device = model, model.device
         self.has_encoder = has_encoder(model.config)
         self.hidden_states: list[Tensor] | None = None
         """If it is a list, the hidden states (T, hidden_size) after the tokens of each row are added to it."""
         dtype = model.embed_tokens.weight.dtype
-        self.cache = KVCache(model.config, slots, 0, dtype=dtype, device=self.device)
+        self.cache = KVCache(model.config, slots, 0, dtype=dtype, device=self.device, form=kv_cache)
+        self.kv_cache = kv_cache
         self.native = CacheDecoder(model, self.cache, native)
         self.static = StaticDecoder(model, self.cache, False if native is False else None)
         self._scaling = next(
@@ -78,11 +79,15 @@ class ModelRunner:
 
     def sibling(self, slots: int) -> ModelRunner:
         """A runner of the same model with its own slots."""
-        return ModelRunner(self.model, slots)
+        return ModelRunner(self.model, slots, kv_cache=self.kv_cache)
 
     def slot_bytes(self, slots: int, length: int) -> int:
         """Bytes of so many slots for texts of `length` tokens."""
-        return kv_cache_bytes(self.model.config, length, slots, str(self.cache.dtype).removeprefix("torch."))
+        return kv_cache_bytes(self.model.config, length, slots, self._cache_dtype(self.cache.dtype))
+
+    def _cache_dtype(self, dtype: torch.dtype) -> str:
+        """What the cache is stored in, for counting its bytes."""
+        return self.kv_cache or str(dtype).removeprefix("torch.")
 
     def check_memory(self, sequence: SequenceState) -> None:
         """Raises InputError if a sequence alone does not fit in the device's memory."""
@@ -93,7 +98,7 @@ class ModelRunner:
             prompt_tokens=len(sequence.prompt),
             new_tokens=sequence.limit,
             virtual_tokens=virtual_tokens(self.model, sequence.adapter),
-            item_bytes=self.model.embed_tokens.weight.element_size(),
+            cache_dtype=self._cache_dtype(self.model.embed_tokens.weight.dtype),
             device=self.model.device,
         )
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quatrain.core.errors import InputError
 from quatrain.generation.requests import SequenceState
 from quatrain.generation.runner import ModelRunner, has_encoder
 from quatrain.models.kernels.decode import NativeUse
@@ -182,6 +183,12 @@ class StateRunner(ModelRunner):
         return logits
 
 
-def make_runner(model: Any, slots: int = 0, native: NativeUse = False) -> ModelRunner:
-    """The runner of a model; `native` as for `ModelRunner`."""
-    return StateRunner(model, slots) if model.carries_state else ModelRunner(model, slots, native)
+def make_runner(model: Any, slots: int = 0, native: NativeUse = False, kv_cache: str | None = None) -> ModelRunner:
+    """The runner of a model; `native` and `kv_cache` as for `ModelRunner`. Raises InputError for a cache that the model
+    does not have.
+    """
+    if not model.carries_state:
+        return ModelRunner(model, slots, native, kv_cache)
+    if kv_cache is not None:
+        raise InputError(f"kv_cache: a {model.config.family} model carries a state and has no KV cache; leave it out")
+    return StateRunner(model, slots)

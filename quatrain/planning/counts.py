@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from quatrain.models.transformer import recurrence
+from quatrain.models.transformer.cache_forms import row_bytes
 from quatrain.models.transformer.config import RECURRENT_LAYERS, ModelConfig
 from quatrain.models.transformer.experts import MixtureOfExperts, Router
 
@@ -224,7 +225,8 @@ def _spans(config: ModelConfig, context: int) -> list[int]:
 def kv_cache_bytes(
     config: ModelConfig, context: int, batch_size: int = 1, dtype: str = "float32", *, windows: int = 2
 ) -> int:
-    """Bytes of the KV cache for `batch_size` texts of `context` tokens.
+    """Bytes of the KV cache for `batch_size` texts of `context` tokens; `dtype` may be "int8" or "int4" too, with their
+    scales.
 
     A sliding layer caches `windows` times its window: 2 in our engine, which moves the cache once a window; 1 is the
     least that the architecture needs. An encoder-decoder also caches the keys and values of an encoded text of
@@ -234,8 +236,8 @@ def kv_cache_bytes(
     slots = sum(min(context, window) if kind == "sliding" else context for kind in config.attention_layers)
     if config.architecture == "encoder-decoder":
         slots += config.num_hidden_layers * context
-    heads, key_width, value_width = config.cache_shape
-    keys_and_values = slots * heads * (key_width + value_width) * BYTES[dtype]
+    heads, *widths = config.cache_shape
+    keys_and_values = slots * heads * sum(row_bytes(width, dtype) for width in widths)
     return batch_size * (keys_and_values + recurrence.state_bytes(config))
 
 

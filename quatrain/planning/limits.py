@@ -14,6 +14,7 @@ import torch
 
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_bytes
+from quatrain.models.transformer.cache_forms import row_bytes
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.recurrence import state_bytes
 from quatrain.planning.machine import available_memory
@@ -152,19 +153,19 @@ def check_training(
 
 def check_generation(
     config: ModelConfig, *, prompts: int, beams: int, prompt_tokens: int, new_tokens: int, virtual_tokens: int = 0,
-    item_bytes: int = 4, device: torch.device | str = "cpu",
+    cache_dtype: str = "float32", device: torch.device | str = "cpu",
 ) -> None:  # fmt: skip
     """Raise InputError if the KV cache, scores and ids of a batch of generations do not fit.
 
     Position biases of the prompt, which grow with the square of its length, are included.
     Each of `prompts` * `beams` sequences has `virtual_tokens` of a soft prompt, `prompt_tokens` and up to `new_tokens`
-    generated tokens; an element of the cache has `item_bytes`.
+    generated tokens; the cache is stored in `cache_dtype` (`cache_forms.row_bytes`).
     """
     width = virtual_tokens + prompt_tokens + new_tokens
     windows = [config.sliding_window if kind == "sliding" else None for kind in config.attention_layers]
     slots = sum(width if not window else min(width, 2 * window) for window in windows)
-    heads, key_width, value_width = config.cache_shape
-    cache = slots * heads * (key_width + value_width) * item_bytes + state_bytes(config)
+    heads, *widths = config.cache_shape
+    cache = slots * heads * sum(row_bytes(width, cache_dtype) for width in widths) + state_bytes(config)
     biases = 0
     if config.position in ("relative", "alibi"):  # a distance and each head's bias for every pair of tokens
         biases = (width - new_tokens) ** 2 * (2 * 8 + 4 * config.num_attention_heads)

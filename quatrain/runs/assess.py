@@ -20,7 +20,7 @@ from quatrain.generation.engine import Engine
 from quatrain.generation.params import SamplingParams
 from quatrain.models.transformer.stack import Model
 from quatrain.runs import answers as answering
-from quatrain.runs.material import generated_task
+from quatrain.runs.material import generated_task, tools_of
 from quatrain.runs.stage import PREVIEW_SAMPLES, StageContext, StageResult
 from quatrain.runs.stages import spec_of
 from quatrain.tasks.task import Task
@@ -40,7 +40,7 @@ def assess(settings: Settings, context: StageContext, model: Model, tokenizer: T
     if model.config.head in ("masked", "pretraining"):
         result.samples = _mask_predictions(context, model, tokenizer)
     elif model.config.head in ("causal", "seq2seq"):
-        engine = _engine(context, model, tokenizer)
+        engine = _engine(settings, context, model, tokenizer)
         task = generated_task(context, settings)
         if task is not None:
             _held_out_sets(settings, context, engine, task, result)
@@ -50,11 +50,12 @@ def assess(settings: Settings, context: StageContext, model: Model, tokenizer: T
             _samples(settings, context, engine, result)
 
 
-def _engine(context: StageContext, model: Model, tokenizer: Tokenizer) -> Engine:
+def _engine(settings: Settings, context: StageContext, model: Model, tokenizer: Tokenizer) -> Engine:
     """The engine that is measured: with the recipe's tools, once the model can read chats that call them."""
     asked = context.recipe.evaluate
     template = getattr(tokenizer, "chat_template", None)
-    return engine_with(asked.tools if template else (), asked.max_calls, model, tokenizer)
+    tools = tools_of(asked.tools, settings, context) if template else ()
+    return engine_with(tools, asked.max_calls, model, tokenizer)
 
 
 def preview(settings: Settings, context: StageContext, model: Model, tokenizer: Tokenizer) -> list[dict[str, Any]]:
@@ -63,7 +64,7 @@ def preview(settings: Settings, context: StageContext, model: Model, tokenizer: 
         return _mask_predictions(context, model, tokenizer)
     if model.config.head not in ("causal", "seq2seq"):
         return []
-    engine = _engine(context, model, tokenizer)
+    engine = _engine(settings, context, model, tokenizer)
     params = SamplingParams(max_new_tokens=context.recipe.evaluate.max_new_tokens, seed=context.seed)
     task = generated_task(context, settings)
     if task is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from quatrain.tasks.task import Task
 
 CHAT_TEMPLATE = "chatml"
+DATABASE = "{database}"
+"""Stands in the names of tools for the database of a stage's questions."""
 MAX_HELD = 8_000_000
 """The most characters of a text without a space that stay in one piece."""
 
@@ -255,7 +257,7 @@ def generated_task(context: StageContext, stage: Settings) -> Task[Any] | None:
     data = context.recipe.data_of(stage)
     if not data.generates:
         return None
-    key = f"task:{data.task or data.database}:{data.examples}"
+    key = f"task:{data.task or data.database}:{data.databases}:{data.examples}"
     if key not in context.shared:
         limits = context.recipe.evaluate
         settings = GenerateSettings(
@@ -265,6 +267,19 @@ def generated_task(context: StageContext, stage: Settings) -> Task[Any] | None:
         for note in task.notes if task is not None else ():
             context.reporter.info(note)
     return context.shared[key]
+
+
+def tools_of(named: Sequence[str], stage: Settings, context: StageContext) -> list[str]:
+    """The names of tools as `agents.toolbox.open_tools` reads them: `{database}` is that of the stage's questions.
+
+    Raises InputError where the questions have none.
+    """
+    if not any(DATABASE in name for name in named):
+        return list(named)
+    path = getattr(generated_task(context, stage), "path", None)
+    if path is None:
+        raise InputError(f'{context.name}: tools: "{DATABASE}", but the data of this stage are no questions to one')
+    return [name.replace(DATABASE, str(path)) for name in named]
 
 
 @contextmanager

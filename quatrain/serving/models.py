@@ -20,12 +20,14 @@ from typing import Any
 
 import torch
 
+from quatrain.compression.settings import BITS
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_bytes, format_value
 from quatrain.generation.engine import Engine
 from quatrain.generation.speculative import DraftModel, PromptLookup, Proposer
 from quatrain.loading.model import ResolvedModel, load_model
 from quatrain.models.io.model_folder import load_config
+from quatrain.models.transformer.config import CacheFormat
 from quatrain.models.transformer.stack import Model
 from quatrain.planning.machine import available_memory
 from quatrain.serving.binding import bind_adapters
@@ -48,14 +50,14 @@ class LoadOptions:
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
     quantize: str | None = None
+    kv_cache: CacheFormat | None = None
     prompt_lookup: int | None = None
     """Guess so many tokens from repetitions in the text (`generation.speculative`), for models without a draft."""
 
     @property
     def bits(self) -> float:
         """Bits of a weight."""
-        by_method = {"int8": 8.5, "w8a8": 8.5, "fp8": 8.5, "int4": 5.0, "nf4": 5.0}
-        return by_method[self.quantize] if self.quantize else 8.0 * self.dtype.itemsize
+        return BITS[self.quantize] if self.quantize else 8.0 * self.dtype.itemsize
 
 
 @dataclass
@@ -257,7 +259,13 @@ class ModelRegistry:
         elif options.prompt_lookup is not None:
             proposer = PromptLookup(options.prompt_lookup)
         engine = Engine.of(
-            network, tokenizer, resolved, adapters=entry.adapters or None, speculation=proposer, native="compiled"
+            network,
+            tokenizer,
+            resolved,
+            adapters=entry.adapters or None,
+            speculation=proposer,
+            native="compiled",
+            kv_cache=options.kv_cache,
         )
         worker = Worker(engine, entry.name, self.metrics, max_queue=self.settings.max_queue)
         return Loaded(network, tokenizer, worker, size, Subject.of(resolved, network, tokenizer, engine))

@@ -404,6 +404,8 @@ class TaskSpec(Protocol):
     """The name of the task and of the format of its records."""
     keys: tuple[str, ...]
     """Keys of the data settings that only this task reads; data that have one belong to it."""
+    tasks: tuple[str, ...]
+    """What `data.task` may name to have examples generated from nothing."""
 
     def open(self, data: DataParts, part: str) -> SourceTask[Any]:
         """The task over the records of a part of the data."""
@@ -474,7 +476,7 @@ def spec_of_database() -> DatabaseSpec:
 
 def generating_names() -> list[str]:
     """The tasks that `data.task` may name: they generate their examples from nothing."""
-    return [spec.name for spec in specs() if spec.generates(DataSettings(task=spec.name))]
+    return [name for spec in specs() for name in spec.tasks]
 
 
 def generated(data: DataSettings, settings: GenerateSettings) -> Task[Any] | None:

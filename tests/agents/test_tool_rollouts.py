@@ -1,12 +1,13 @@
 """Completions with results of tools: they are read and never learned, and the recipe that learns by them runs."""
 
+import gc
 import json
 
 import pytest
 import torch
 from tiny_models import llama, random_model
 
-from quatrain.agents.tool_engine import ToolEngine
+from quatrain.agents.tool_engine import ToolEngine, engine_with
 from quatrain.agents.tools.calculator import calculator
 from quatrain.alignment.rollouts import Rollout, collate_rollouts
 from quatrain.cli import main
@@ -15,7 +16,10 @@ from quatrain.data.batches import IGNORE_INDEX
 from quatrain.data.records import Messages
 from quatrain.evaluation.tool_calls import measure_calls
 from quatrain.generation.engine import Engine, SamplingParams
+from quatrain.loading.model import load_model
 from quatrain.tasks.calculation.task import Calculations
+from quatrain.tasks.text2sql.lookup import DatabaseAnswers
+from quatrain.tokenizers.chat import render_text
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 CALL = '<tool_call>\n{"name": "calculator", "arguments": {"expression": "6*7"}}\n</tool_call>'
@@ -105,6 +109,32 @@ def test_the_recipe_runs_and_its_rollouts_call_the_tool(tmp_path):
     stage = next((tmp_path / "calculator-grpo/stages").glob("*grpo"))
     lines = [json.loads(line) for line in (stage / "rollouts.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and all(len(line["scores"]) == 4 for line in lines)
+
+
+def test_the_sql_recipe_runs_and_its_tool_stays_open(tmp_path):
+    """Questions to the shop: the references' results are those of the tool, and rollouts read rows, not errors."""
+    small = ["data.examples=150", "stage.pretrain.train.steps=1", "stage.finetune.train.steps=1", "evaluate.examples=2",
+             "stage.grpo.train.steps=1", "stage.grpo.prompts=2", "stage.grpo.samples=2", "stage.grpo.held_out=2",
+             "tokenizer.vocab_size=400", "model.hidden_size=32", "model.num_hidden_layers=1",
+             "stage.grpo.max_new_tokens=20", "evaluate.max_new_tokens=20"]  # fmt: skip
+    assert main(["run", "sql-agent-grpo", "--runs-dir", str(tmp_path), *small, "--quiet"]) == 0
+    database = tmp_path / "sql-agent-grpo/shop.sqlite"
+    task = DatabaseAnswers(database, examples=60, held_out=5)
+    assert len(task.splits["train"]) == 60 and all(task.held_out.values())
+    held = {each.question for examples in task.held_out.values() for each in examples}
+    assert not held & {each.question for name in ("train", "practice") for each in task.splits[name]}
+    model, tokenizer = load_model(tmp_path / "sql-agent-grpo/model")
+    for example in task.splits["train"][:5]:
+        call = render_text(tokenizer.chat_template, task.messages(example)[:2], add_generation_prompt=False)[0]
+        written = call.split("<|im_end|>")[2]
+        engine = engine_with([f"sql={database}"], 1, model, tokenizer)
+        gc.collect()
+        script = says(tokenizer, written, example.answer)
+        params = SamplingParams(max_new_tokens=250, logits_processors=script)
+        (done,) = engine.generate([engine.render(task.prompt(example))], params)
+        put_in = tokenizer.decode([token for token, given in zip(done.ids, done.given, strict=True) if given])
+        assert put_in.replace("<|im_end|>", "") == example.result and task.score(example, done.text).main == 1
+    assert task.score(example, "").main == 0 and task.baseline([example]) != [""]
 
 
 def test_the_model_of_the_recipe_agent_is_an_agent(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import re
 import sqlite3
 import threading
 from contextlib import ExitStack
@@ -19,6 +20,9 @@ from quatrain.agents.tool import ToolError, tool
 from quatrain.agents.toolbox import open_tools
 from quatrain.agents.tools.calculator import calculator, evaluated
 from quatrain.core.errors import InputError
+from quatrain.retrieval.building import build_index
+from quatrain.retrieval.settings import IndexSettings
+from quatrain.tasks.pipelines import pipeline
 
 
 @pytest.fixture
@@ -112,6 +116,40 @@ def test_sql_reads_and_never_writes(tmp_path, opened):
         assert sql.run({"query": query}).failed, query
     with pytest.raises(InputError, match="sql"):
         opened(f"sql={tmp_path / 'none.sqlite'}")
+
+
+def test_search_gives_passages_with_their_places(tmp_path, opened):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/tea.md").write_text("# Tea\n\nGreen tea is steeped at 80 degrees.\n", encoding="utf-8")
+    (tmp_path / "notes/coffee.txt").write_text("Espresso needs nine bars of pressure.", encoding="utf-8")
+    build_index(str(tmp_path / "notes"), tmp_path / "index", IndexSettings())
+    search = opened(f"search={tmp_path / 'index'}")["search"]
+    found = search.run(search.read('{"query": "how hot is green tea", "count": 1}'))
+    text = (tmp_path / "notes/tea.md").read_text(encoding="utf-8")
+    place = re.match(r"\[1\] tea.md, (\d+)-(\d+)\n", found.text)
+    start, end = map(int, place.groups())
+    assert found.text[place.end() :] == text[start:end] and "80 degrees" in text[start:end]
+    assert found.untrusted, "documents may hold instructions"
+    assert search.run(search.read('{"query": "zeppelin"}')).text == "Nothing was found."
+    assert search.run(search.read('{"query": "tea pressure", "count": 99}')).text.count("\n\n[") == 1
+    with pytest.raises(InputError, match="search: "):
+        open_tools([f"search={tmp_path / 'nowhere'}"], ExitStack())
+
+
+def test_predict_asks_a_models_own_pipeline(tmp_path, opened):
+    from pipeline_setup import LABELS, saved
+
+    saved(tmp_path, "SequenceClassification", id2label=LABELS, label2id={name: n for n, name in LABELS.items()})
+    predict = opened(f"predict={tmp_path}")["predict"]
+    answer = predict.run(predict.read('{"text": "good film"}'))
+    (expected,) = pipeline(model=str(tmp_path)).predict(["good film"])
+    shown = json.loads(answer.text)
+    assert shown["label"] in LABELS.values() and answer.untrusted
+    assert shown["score"] == pytest.approx(expected.value[0]["score"], abs=1e-4)
+    with pytest.raises(ToolError, match="text"):
+        predict.read('{"texts": "good"}')
+    with pytest.raises(InputError, match="predict: "):
+        open_tools([f"predict={tmp_path / 'nowhere'}"], ExitStack())
 
 
 def test_http_reaches_allowed_hosts_alone(opened):

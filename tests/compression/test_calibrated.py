@@ -11,8 +11,9 @@ from tiny_models import gpt2, llama, make_folder, random_model
 from torch import Tensor, nn
 
 from quatrain.cli import main
-from quatrain.compression import methods, smoothing
+from quatrain.compression import fp8, methods, smoothing
 from quatrain.compression.calibration import calibrated_blocks
+from quatrain.compression.fp8 import LARGEST, FP8Linear, has_products, scaled_matmul
 from quatrain.compression.gptq import DAMPING, gptq, gptq_codes
 from quatrain.compression.int4 import Int4Linear
 from quatrain.compression.int8 import Int8Linear, integer_matmul, quantize_tokens
@@ -188,3 +189,23 @@ def test_the_verb_writes_a_smaller_folder(tmp_path: Path, capsys: pytest.Capture
     assert "perplexity" in told and "tokens/s" in told and "became" in told
     assert main(["compare", str(tmp_path / "model"), "--text", str(tmp_path / "text.txt"), "--suite", "mmlu"]) == 2
     assert "two models" in capsys.readouterr().err
+
+
+def test_fp8_products_are_their_formula_and_only_taken_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = FP8Linear.from_linear(nn.Linear(32, 48, bias=False))
+    x = torch.randn(2, 5, 32, generator=generator)
+    x[0, 0] = 0
+    with torch.no_grad():
+        plain = layer(x)
+    own = (x.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=1e-12)
+    rounded = (x / own).to(torch.float8_e4m3fn).float() * own
+    expected = rounded @ layer.dequantized_weight().T
+    found = scaled_matmul(x, layer.weight, layer.scale)
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=1e-2)  # the product is rounded to bfloat16
+    assert not has_products("cpu") and torch.equal(layer(x), plain)
+    monkeypatch.setattr(fp8, "has_products", lambda device: True)
+    assert torch.equal(layer(x), found)
+    assert torch.isfinite(found).all()
+    narrow = FP8Linear.from_linear(nn.Linear(24, 48, bias=False))
+    assert narrow(torch.ones(1, 24)).shape == (1, 48)  # sizes that the products do not take

@@ -116,3 +116,26 @@ def test_int8_tells_nearly_the_same(model):
     with torch.no_grad():
         plain, rounded = (each(ids[:, :-1], ids[:, 1:])[1].mean() for each in (model, small))
     assert abs(float(rounded - plain)) < 0.02
+
+
+def test_half_of_the_weights_go_in_the_published_order(model):
+    """SparseGPT loses least, then Wanda, then magnitude in each layer, then in the whole model (Sun et al. 2023)."""
+    from quatrain.compression.pruning.unstructured import prune
+
+    sampled = Engine(model, Pieces()).generate(
+        [[1]] * 16, SamplingParams(max_new_tokens=160, temperature=1.0, ignore_eos=True), seeds=range(16)
+    )
+    texts = torch.tensor([[1, *each.ids] for each in sampled])
+    learned, held_out = texts[:10], texts[10:]
+
+    def loss(network):
+        with torch.no_grad():
+            return float(network(held_out[:, :-1], held_out[:, 1:])[1].mean())
+
+    losses = [loss(model)]
+    for method in ("sparsegpt", "wanda", "magnitude", "global_magnitude"):
+        pruned = read_model()
+        prune(pruned, method, 0.5, batches=[{"input_ids": learned}])
+        losses.append(loss(pruned))
+    assert losses == sorted(losses), losses
+    assert losses[1] < losses[3] - 0.5, "calibration is worth more than half a nat"

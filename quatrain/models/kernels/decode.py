@@ -473,6 +473,8 @@ class CacheDecoder:
     def _reason(self) -> str | None:
         if self.use is False:
             return "switched off"
+        if self.cache.form is not None:
+            return f"the KV cache is rounded to {self.cache.form}, which native code does not read"
         size = size_of(self.model)
         if self.use is None and size < MIN_BYTES:
             return f"the model's {size / 1e6:.0f} MB are not worth loading native code"

@@ -120,7 +120,7 @@ class Attention(nn.Module):
                 return self._cpu_kernel(query, key, value, mask, None)
             stored = key.transpose(1, 2), value.transpose(1, 2)
             if context.cache is not None:
-                context.cache.store_cross_attention(self.layer, *stored)
+                stored = context.cache.store_cross_attention(self.layer, *stored)
         recorded = None if context.trace is None else context.trace.cross_attentions
         return self._attend(query.transpose(1, 2), *stored, mask, recorded)
 

@@ -10,11 +10,14 @@ import dataclasses
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value
 from quatrain.models.transformer.frontend import Frontend
+
+CacheFormat = Literal["int8", "int4"]
+"""The formats of a rounded KV cache (`cache_forms`)."""
 
 MAX_SIZE = 2**31 - 1
 """The largest size or id: the maximum of a signed 32-bit integer."""

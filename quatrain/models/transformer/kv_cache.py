@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from quatrain.core.errors import InputError
+from quatrain.models.transformer.cache_forms import cache_form
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.positions import original_length, positions_in_segments
 from quatrain.models.transformer.recurrence import RecurrentStates, check_kept
@@ -24,6 +25,9 @@ class KVCache:
 
     With latent attention, `keys` hold each token's vector (slots, 1, capacity, kv_rank) and `values` its rotated key
     (slots, 1, capacity, rope_dim).
+
+    With `form` = "int8" or "int4" they are rounded (`cache_forms`), and the last axis has their bytes. New tokens are
+    rounded before anything attends to them: how a text is cut into passes changes nothing.
 
     `lengths` is the number of tokens in each slot. A full-attention layer has a capacity of `max_length` tokens, a
     sliding-window layer of twice its window; there slot `s` holds the tokens from position `starts[s]` on. `reserve`
@@ -44,8 +48,11 @@ class KVCache:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        form: str | None = None,
     ):
         self.config, self.dtype, self.device = config, dtype, torch.device(device)
+        _, *widths = config.cache_shape
+        self.form, self.forms = form, None if form is None else [cache_form(form, width) for width in widths]
         self.windows = [
             config.sliding_window if kind == "sliding" and config.sliding_window else None
             for kind in config.layer_types
@@ -56,7 +63,7 @@ class KVCache:
         self.lengths, self.starts = [0] * batch_size, [0] * batch_size
         self.states = RecurrentStates(config, batch_size, self.device)
         """States of the recurrent layers; their keys and values have a capacity of 0."""
-        _, key_width, value_width = config.cache_shape
+        key_width, value_width = widths if self.forms is None else [each.row_bytes for each in self.forms]
         capacities = [self._capacity(layer) for layer in range(len(self.windows))]
         self.keys = [self._empty(batch_size, capacity, key_width) for capacity in capacities]
         self.values = [self._empty(batch_size, capacity, value_width) for capacity in capacities]
@@ -104,8 +111,18 @@ class KVCache:
 
     def _empty(self, slots: int, capacity: int, width: int) -> Tensor:
         """Zeros: the values at masked positions are multiplied by 0, so they must be finite."""
-        heads = self.config.cache_shape[0]
-        return torch.zeros(slots, heads, capacity, width, dtype=self.dtype, device=self.device)
+        heads, dtype = self.config.cache_shape[0], self.dtype if self.forms is None else torch.uint8
+        return torch.zeros(slots, heads, capacity, width, dtype=dtype, device=self.device)
+
+    def encode(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values as they are stored."""
+        return (key, value) if self.forms is None else (self.forms[0].encode(key), self.forms[1].encode(value))
+
+    def decode(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Stored keys and values as attention reads them."""
+        if self.forms is None:
+            return key, value
+        return self.forms[0].decode(key, self.dtype), self.forms[1].decode(value, self.dtype)
 
     @torch.inference_mode()
     def reserve(self, slots: int = 0, length: int = 0, window: int = 0) -> None:
@@ -454,11 +471,12 @@ class CacheRows:
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Writes the keys and values (B, H, T, D) of new tokens; returns those that they may attend to (B, H, S, D)."""
         cache = self.cache
+        key, value = cache.encode(key, value)
         columns = self._columns["full" if cache.windows[layer] is None else "sliding"]
         keys = cache.keys[layer][self.first : self.first + self.count]
         values = cache.values[layer][self.first : self.first + self.count]
         if columns.overflow is not None:
-            return self._overflow(keys, key, columns), self._overflow(values, value, columns)
+            return cache.decode(self._overflow(keys, key, columns), self._overflow(values, value, columns))
         if columns.write_columns is None:
             end = columns.write_start + self.width
             keys[:, :, columns.write_start : end], values[:, :, columns.write_start : end] = key, value
@@ -466,7 +484,7 @@ class CacheRows:
             rows = torch.arange(self.count, device=key.device)[:, None]
             keys[rows, :, columns.write_columns] = key.transpose(1, 2)
             values[rows, :, columns.write_columns] = value.transpose(1, 2)
-        return keys[:, :, columns.read], values[:, :, columns.read]
+        return cache.decode(keys[:, :, columns.read], values[:, :, columns.read])
 
     def _overflow(self, stored: Tensor, new: Tensor, columns: _Columns) -> Tensor:
         """For more new tokens than a sliding-window layer stores: returns all, stores the last window."""
@@ -496,12 +514,13 @@ class CacheRows:
         before[own, :width] = 1 if segments is None else segments
         before[own, width:] = 0
 
-    def store_cross_attention(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Stores the keys and values (B, H, S, D) of the encoder's output."""
+    def store_cross_attention(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores the keys and values (B, H, S, D) of the encoder's output; returns them as later passes read them."""
         cache = self.cache
+        key, value = cache.encode(key, value)
         if self.count == cache.slots:
             cache.cross_attention[layer] = key, value
-            return
+            return cache.decode(key, value)
         if layer not in cache.cross_attention:
             empty = key.new_zeros(cache.slots, *key.shape[1:])
             cache.cross_attention[layer] = empty, torch.zeros_like(empty)
@@ -510,6 +529,7 @@ class CacheRows:
         cache.cross_attention[layer] = _with_columns(key_store, width), _with_columns(value_store, width)
         for stored, new in zip(cache.cross_attention[layer], (key, value), strict=True):
             stored[self.first : self.first + self.count, :, : key.shape[2]] = new
+        return cache.decode(key, value)
 
     @property
     def has_encoded(self) -> bool:
@@ -533,7 +553,7 @@ class CacheRows:
             return None
         own, width = slice(self.first, self.first + self.count), self.encoded_width
         key, value = self.cache.cross_attention[layer]
-        return key[own, :, :width], value[own, :, :width]
+        return self.cache.decode(key[own, :, :width], value[own, :, :width])
 
     def advance(self) -> None:
         """Adds the new tokens to the lengths, after every layer has written them."""
@@ -581,12 +601,12 @@ class StaticRows(CacheRows):
         slots = torch.arange(self.count, device=key.device)[:, None]
         in_use = self.state[3].bool()[:, None, None, None]
         result = []
-        for stored, new in ((cache.keys[layer], key), (cache.values[layer], value)):
+        for stored, new in zip((cache.keys[layer], cache.values[layer]), cache.encode(key, value), strict=True):
             own = stored[: self.count]
             before = own[slots, :, columns.write_columns]
             own[slots, :, columns.write_columns] = torch.where(in_use, new.transpose(1, 2), before)
             result.append(own[:, :, columns.read])
-        return result[0], result[1]
+        return cache.decode(result[0], result[1])
 
     def advance(self) -> None:
         """Leaves the lengths to the caller."""

@@ -46,7 +46,15 @@ from quatrain.runs.assess import assess
 from quatrain.runs.contexts import judges
 from quatrain.runs.job import TrainingJob
 from quatrain.runs.learning import learn, longest
-from quatrain.runs.material import fresh_model, generated_task, model_folder_of, model_of, texts_of, tokenizer_of
+from quatrain.runs.material import (
+    fresh_model,
+    generated_task,
+    model_folder_of,
+    model_of,
+    texts_of,
+    tokenizer_of,
+    tools_of,
+)
 from quatrain.runs.online import OnlineStage
 from quatrain.runs.stage import StageContext, StageResult
 from quatrain.tasks.instructions import Instructions
@@ -95,7 +103,7 @@ def online_job(
     tokenizer = tokenizer_of(context)
     model = model_of(context, settings.adapter)
     # Penalties and forced tokens of the model's own settings would draw from another distribution than the policy.
-    tools = settings.tools, settings.max_calls
+    tools = tools_of(settings.tools, settings, context), settings.max_calls
     engine = engine_with(*tools, model, tokenizer, settings=GenerationConfig(), max_rows=settings.rollout_batch)
     prompts = prompt_sets(settings, context, engine)
     rewards = build(settings.rewards, reward_context(context, prompts.task), timeout=settings.reward_timeout)
@@ -177,7 +185,8 @@ def run_online(settings: OnlineStage, context: StageContext, job: TrainingJob) -
     _, result = learn(job, context)
     if measure is not None:
         start = model_of(context).to(job.model.device)
-        reference = engine_with(settings.tools, settings.max_calls, start, job.tokenizer, settings=GenerationConfig())
+        tools = tools_of(settings.tools, settings, context), settings.max_calls
+        reference = engine_with(*tools, start, job.tokenizer, settings=GenerationConfig())
         result.extra["alignment"] = comparison(job.held_out, before, measure(reference))
     spent = dict(stream.seconds)
     seconds = result.extra["training_seconds"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from quatrain.compression.settings import CALIBRATED, FLOAT_ONLY_FAMILIES
+from quatrain.compression.settings import CALIBRATED, FLOAT_ONLY_FAMILIES, Method
 from quatrain.core.settings import Problem
 from quatrain.core.wording import format_value
 from quatrain.data.settings import DataSettings
@@ -38,7 +38,7 @@ class QuantizeStage(StageSettings):
     """
 
     kind: Literal["quantize"] = "quantize"
-    method: Literal["int8", "int4", "nf4", "fp8", "w8a8"] = "int8"
+    method: Method = "int8"
     calibration: Literal["nearest", "gptq", "awq", "smoothquant"] = "nearest"
     samples: int = Field(default=128, ge=1, description="windows of the text that calibrate")
     data: DataSettings | None = None

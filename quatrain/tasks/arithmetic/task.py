@@ -95,6 +95,7 @@ class ArithmeticSpec:
 
     name = "arithmetic"
     keys: tuple[str, ...] = ()
+    tasks = ("arithmetic",)
 
     def open(self, data: DataParts, part: str) -> SourceTask[Sum]:
         """Raises InputError: no source holds sums."""

@@ -107,6 +107,7 @@ class CalculationSpec:
 
     name = "calculation"
     keys: tuple[str, ...] = ()
+    tasks = ("calculation",)
 
     def open(self, data: DataParts, part: str) -> SourceTask[Calculation]:
         """Raises InputError: no source holds calculations."""

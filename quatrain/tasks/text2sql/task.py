@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quatrain.core.errors import InputError
 from quatrain.core.reading import user_path
@@ -19,6 +19,7 @@ from quatrain.tasks.text2sql.dataset import QUESTION, Text2SQL
 from quatrain.tasks.text2sql.examples import SQLExample
 from quatrain.tasks.text2sql.introspection import introspect
 from quatrain.tasks.text2sql.linking import Linker, stem
+from quatrain.tasks.text2sql.lookup import DatabaseAnswers, database_answers
 from quatrain.tasks.text2sql.naming import named
 from quatrain.tasks.text2sql.people import PEOPLE, last_word, sets_for, words
 from quatrain.tasks.text2sql.questions import SQLQuestions, databases_of, prompt, score
@@ -211,6 +212,7 @@ class Text2SQLSpec:
 
     name = "sql"
     keys = ("databases",)
+    tasks = (DatabaseAnswers.name,)
 
     def open(self, data: DataParts, part: str) -> SQLQuestions:
         """The questions of a part of the data to the databases that `data.databases` or the catalog names."""
@@ -218,11 +220,13 @@ class Text2SQLSpec:
         return SQLQuestions(databases, data.corpus(part, format=self.name))
 
     def generates(self, data: DataSettings) -> bool:
-        """Whether the data is a database."""
-        return data.database is not None
+        """Whether the data is a database, or values to look up in one."""
+        return data.database is not None or data.task in self.tasks
 
-    def generate(self, data: DataSettings, settings: GenerateSettings) -> GeneratedSQL:
+    def generate(self, data: DataSettings, settings: GenerateSettings) -> Task[Any]:
         """The questions to a database; creates the shop in `settings.folder` where it is missing."""
+        if data.task is not None:
+            return database_answers(data, settings)
         path = database_path(data, settings)
         dataset = Text2SQL.build(
             path,

@@ -182,7 +182,7 @@ QUICK = ["gpt-pretrain", "bert-pretrain", "t5-pretrain", "sentiment", "ner"]
 """The recipes of the quick set of tests: the others tokenize more data first."""
 ELSEWHERE = {"agent", "tool-sft", "quickstart", "sherlock", "shakespeare-char", "arithmetic-grpo", "calculator-grpo",
              "sentiment-gpt2", "sentiment-ppo", "sentiment-control", "grpo-sql", "ladder", "activity", "word2vec",
-             "dialogue-prompting", "soft-hard", "rag", "curated", "project"}  # fmt: skip
+             "dialogue-prompting", "soft-hard", "sql-agent-grpo", "rag", "curated", "project"}  # fmt: skip
 """Recipes that the tests of the README, the quickstart, word vectors, agents, alignment, prompting, projects, and of
 the stages grpo, ladder, series, curate and retrieval run."""
 
