@@ -33,7 +33,7 @@ def fresh_config(name: str, sizes: Mapping[str, Any], *, head: str | None = None
         **_mixture(wanted["intermediate_size"], layers),
         **_latent(wanted["head_dim"]),
         "attention_multiplier": max(wanted["head_dim"], 1) ** -0.5,
-        "position_buckets": min(256, wanted["max_position_embeddings"]),
+        "position_buckets": min(256, wanted.get("max_position_embeddings", 256)),
         "is_decoder": head == "causal",
         "rotary_dim": min(64, wanted["head_dim"]),
         **wanted,
