@@ -106,6 +106,14 @@ class TaskOptions:
     """Code: where a completion ends."""
     return_full_text: bool | None = None
     """Generated texts: repeat the prompt."""
+    language: str | None = None
+    """Speech: what is spoken, such as de; by default the model hears it."""
+    translate: bool = False
+    """Speech: write English, whatever is spoken."""
+    timestamps: Literal["none", "segments", "words"] | None = None
+    """Speech: the times that are shown."""
+    initial_prompt: TextArgument | None = None
+    """Speech: a text that is read as if it stood before the recording, such as names."""
     schema_prompt: bool | None = None
     """Tables: show the model the tables before each question."""
     db: Path | None = None
@@ -251,7 +259,10 @@ def _inputs(
     from quatrain.core.errors import InputError
     from quatrain.tasks.pipelines.files import is_file, of_lines, read_inputs
 
-    if source == "-":
+    examples: Iterator[tuple[str, Input]]
+    if pipe.fields[0].kind == "file":
+        examples = iter([(source, source)])
+    elif source == "-":
         examples = of_lines(input_lines(), "standard input")
     elif is_file(source):
         examples = read_inputs(source, type(pipe), columns)

@@ -10,7 +10,10 @@ from quatrain.core.reading import read_json
 
 FILE = "preprocessor_config.json"
 
-KINDS = {"image_processor_type": "quatrain.data.image_processor:ImageProcessor"}
+KINDS = {
+    "image_processor_type": "quatrain.data.image_processor:ImageProcessor",
+    "feature_extractor_type": "quatrain.models.audio.features:LogMel",
+}
 """The key of the file that names a kind of processor, and the class that reads it."""
 
 

@@ -74,3 +74,29 @@ def ngram_losses(learned: bytes, texts: Sequence[bytes], order: int) -> list[flo
         own = np.frombuffer(bytes([begin]) + text, dtype=np.uint8).astype(np.int64)
         losses.append(float(-model.token_log_probs(own, 1).sum()))
     return losses
+
+
+def mean_feature_classifier(
+    recordings: Sequence[np.ndarray], labels: Sequence[str], questions: Sequence[np.ndarray]
+) -> list[str]:
+    """The labels that logistic regression on mean and deviation of each band, trained on `recordings`, gives.
+
+    Recordings are features (bands, frames). Raises InputError where scikit-learn is not installed.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as error:
+        raise InputError(
+            "Logistic regression needs scikit-learn, which is not installed. Install it with: "
+            "pip install 'quatrain[classic]'"
+        ) from error
+
+    def table(rows: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack([np.concatenate([row.mean(1), row.std(1)]) for row in rows])
+
+    if len(set(labels)) < 2:
+        return [labels[0]] * len(questions)
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(table(recordings), labels)
+    return [str(label) for label in model.predict(table(questions))]

@@ -83,7 +83,7 @@ class DecodingState:
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Lists of ids as one tensor, PADDING on the right of shorter ones."""
     width = max(map(len, rows))
-    return torch.tensor([[*row, *[PADDING] * (width - len(row))] for row in rows], device=device)
+    return torch.tensor([[*row, *[PADDING] * (width - len(row))] for row in rows], dtype=torch.long, device=device)
 
 
 Constraint = Callable[[Tensor, DecodingState], Tensor]

@@ -17,7 +17,7 @@ from quatrain.core.wording import format_value
 from quatrain.generation.choosing import TokenChooser
 from quatrain.generation.config import GenerationConfig, read_generation_config
 from quatrain.generation.params import SamplingParams
-from quatrain.generation.requests import Completion, Request, SequenceState, TextChunk, row_seeds
+from quatrain.generation.requests import Completion, Request, SequenceState, TextChunk, digest_of, row_seeds
 from quatrain.generation.runner import context_limit, has_encoder
 from quatrain.generation.scheduler import Scheduler, Statistics
 from quatrain.generation.scoring import CompletionScore, score_completions
@@ -192,6 +192,53 @@ class Engine:
         for request in requests:
             self._check_memory(request.sequences[0])
         self._run(sorted(requests, key=lambda request: len(request.sequences[0].prompt)), batch_size)
+        return [request.result() for request in requests]
+
+    def generate_from(
+        self,
+        features: torch.Tensor,
+        params: SamplingParams | None = None,
+        *,
+        decoder_prompts: Sequence[Sequence[int]] | None = None,
+        batch_size: int = 8,
+    ) -> list[Completion]:
+        """A completion for each of the features (B, …) that the encoder of this model reads: log-mel features of sound.
+
+        decoder_prompts: what the decoder reads before it generates, for each input; the default is the start token. The
+        encoder runs once for equal features of calls that follow each other. Raises InputError for a model whose
+        encoder reads text, and for prompts that leave no room.
+        """
+        params = params or self.recommended
+        if not self.has_encoder or self.model.config.frontend is None:
+            raise InputError(f"features: the {self.model.config.family} model reads text; give prompts to `generate`.")
+        start = [[self.rules.decoder_start_token_id]] * len(features) if decoder_prompts is None else decoder_prompts
+        if len(start) != len(features):
+            raise InputError(f"decoder_prompts: {len(start)} for {len(features)} inputs; give one for each.")
+        prompts = [tuple(token_ids_of(prompt)) for prompt in start]
+        limit, vocabulary = self.model.config.context_length, self.model.config.vocab_size
+        problems = []
+        for number, prompt in enumerate(prompts, 1):
+            if not 0 < len(prompt) < limit:
+                problems.append(f"decoder prompt {number}: {len(prompt)} tokens; must be 1 to {limit - 1}")
+            elif max(prompt) >= vocabulary or min(prompt) < 0:
+                problems.append(f"decoder prompt {number}: has a token that is not in the vocabulary of {vocabulary}")
+        if problems:
+            raise InputError("These decoder prompts cannot be read by the model:", problems)
+        self.chooser.check(params, vocabulary)
+        seed = params.seed if params.seed is not None else torch.Generator().seed()
+        keys = [[*prompt, *digest_of(row)] for prompt, row in zip(prompts, features, strict=True)]
+        samples = params.num_return_sequences if params.num_beams == 1 else 1
+        seeds = iter(row_seeds([key for key in keys for _ in range(samples)], seed))
+        params, ends = self._stops(params)
+        requests = []
+        for prompt, row in zip(prompts, features, strict=True):
+            limited = min(params.max_new_tokens, limit - len(prompt))
+            states = [
+                SequenceState([], params, limited, next(seeds), ends, prompt, self.adapter, row) for _ in range(samples)
+            ]
+            requests.append(Request(states, self.target_tokenizer, self._advance))
+            self._check_memory(states[0])
+        self._run(requests, batch_size)
         return [request.result() for request in requests]
 
     def score(
@@ -573,7 +620,8 @@ class Engine:
             raise InputError(f"seeds: {len(own_seeds)} for {len(prompts) * samples} completions; give one for each.")
         repeated = [ids for ids in prompts for _ in range(samples)]
         seeds = iter(row_seeds(repeated, seed) if own_seeds is None else own_seeds)
-        start = self.rules.decoder_start_token_id if self.has_encoder else None
+        first = self.rules.decoder_start_token_id
+        start = (first,) if self.has_encoder and first is not None else None
         params, ends = self._stops(params)
         if negative:
             params = replace(params, negative_prompt=tuple(negative))

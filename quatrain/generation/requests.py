@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -29,10 +30,13 @@ class SequenceState:
     seed: int
     end_ids: tuple[int, ...] = ()
     """Tokens that end the completion."""
-    decoder_start: int | None = None
-    """The start token of an encoder-decoder's decoder; None for a decoder, which starts with the prompt."""
+    decoder_prompt: tuple[int, ...] | None = None
+    """What an encoder-decoder's decoder reads first: its start token, and what else it is given; None for a decoder,
+    which starts with the prompt."""
     adapter: str | None = None
     """The adapter that the sequence uses, of a model with several."""
+    features: torch.Tensor | None = field(default=None, repr=False)
+    """What an encoder of sound reads in place of the prompt: one input of the model's frontend."""
     ids: list[int] = field(default_factory=list)
     """The new tokens so far, an end token included."""
     logprobs: list[float] = field(default_factory=list)
@@ -72,7 +76,17 @@ class SequenceState:
     @property
     def prefix(self) -> list[int]:
         """The ids that the decoder reads before the first new one."""
-        return self.prompt if self.decoder_start is None else [self.decoder_start]
+        return self.prompt if self.decoder_prompt is None else list(self.decoder_prompt)
+
+    @property
+    def source(self) -> list[int] | torch.Tensor:
+        """What an encoder reads: features, or the ids of the prompt."""
+        return self.prompt if self.features is None else self.features
+
+    @cached_property
+    def source_key(self) -> bytes | tuple[int, ...]:
+        """Equal for equal sources: their encoder's output can be shared."""
+        return tuple(self.prompt) if self.features is None else digest_of(self.features)
 
     def noise(self, index: int) -> float:
         """The uniform random number in [0, 1) that draws new token number `index`; it depends on the seed alone."""
@@ -99,13 +113,18 @@ class SequenceState:
 
     def sibling(self) -> SequenceState:
         """A sequence without tokens for the same request."""
-        state = (self.prompt, self.params, self.limit, self.seed, self.end_ids, self.decoder_start, self.adapter)
-        return SequenceState(*state)
+        state = (self.prompt, self.params, self.limit, self.seed, self.end_ids, self.decoder_prompt, self.adapter)
+        return SequenceState(*state, self.features)
 
     def truncate(self, length: int) -> None:
         """Takes back all but the first `length` new tokens, as after a rejected speculation."""
         del self.ids[length:], self.logprobs[length:], self.top_logprobs[length:]
         self.finished, self.ended, self.edits = None, False, self.edits + 1
+
+
+def digest_of(features: torch.Tensor) -> bytes:
+    """A digest of features, equal only for equal ones."""
+    return hashlib.blake2b(features.contiguous().cpu().numpy().tobytes(), digest_size=16).digest()
 
 
 def row_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:

@@ -26,6 +26,13 @@ from quatrain.planning.counts import kv_cache_bytes
 from quatrain.planning.limits import check_generation
 
 
+def _source_length(config: ModelConfig, sequence: SequenceState) -> int:
+    """Vectors that the model reads of a prompt, or of features."""
+    if sequence.features is None or config.frontend is None:
+        return len(sequence.prompt)
+    return config.frontend.num_vectors
+
+
 def has_encoder(config: ModelConfig) -> bool:
     """Whether the model reads the prompt with an encoder."""
     return config.architecture == "encoder-decoder"
@@ -95,7 +102,7 @@ class ModelRunner:
             self.model.config,
             prompts=1,
             beams=sequence.params.rows,
-            prompt_tokens=len(sequence.prompt),
+            prompt_tokens=_source_length(self.model.config, sequence),
             new_tokens=sequence.limit,
             virtual_tokens=virtual_tokens(self.model, sequence.adapter),
             cache_dtype=self._cache_dtype(self.model.embed_tokens.weight.dtype),
@@ -156,7 +163,7 @@ class ModelRunner:
         tokens: Sequence[Sequence[int]],
         *,
         adapters: Sequence[str | None],
-        sources: Sequence[Sequence[int]] | None = None,
+        sources: Sequence[Source] | None = None,
         text_lengths: Sequence[int] | None = None,
         every: bool = False,
         decoding: bool = False,
@@ -206,7 +213,7 @@ class ModelRunner:
         first: int,
         tokens: Sequence[Sequence[int]],
         adapters: Sequence[str | None],
-        sources: Sequence[Sequence[int]] | None,
+        sources: Sequence[Source] | None,
         text_length: int | None,
         every: bool,
     ) -> Tensor:
@@ -221,7 +228,7 @@ class ModelRunner:
         if self.has_encoder:
             named["decoder_input_ids"], read = read, None
         if sources is not None:
-            read, named["segments"] = _padded(sources, self.device)
+            read, named["segments"], named["features"] = _encoder_input(sources, self.device)
         hidden = self.model.hidden_states(read, cache=rows, **named)
         if self.hidden_states is not None:
             self.hidden_states += [states[: len(row)] for states, row in zip(hidden, tokens, strict=True)]
@@ -267,6 +274,17 @@ class ModelRunner:
         return logits
 
 
+Source = Sequence[int] | Tensor
+"""What an encoder reads: ids, or features of sound."""
+
+
+def _encoder_input(sources: Sequence[Source], device: torch.device) -> tuple[Tensor | None, Tensor | None, Any]:
+    """Ids (B, S) with their segments, or features (B, …), which have one shape."""
+    if isinstance(sources[0], Tensor):
+        return None, None, torch.stack([each for each in sources if isinstance(each, Tensor)]).to(device)
+    return *_padded([each for each in sources if not isinstance(each, Tensor)], device), None
+
+
 def _padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Texts as one tensor (B, S), padded on the right, and its segments; None where there is no padding."""
     width = max(map(len, texts))
@@ -290,7 +308,7 @@ class SearchBatch:
         self.runner, self._native = runner.sibling(len(sequences)), runner.native
         self.runner.hidden_states = [] if keep_hidden else None
         self.device, self.adapters = self.runner.device, [sequence.adapter for sequence in sequences]
-        self.sources = [sequence.prompt for sequence in sequences] if self.runner.has_encoder else None
+        self.sources = [sequence.source for sequence in sequences] if self.runner.has_encoder else None
         self.texts = [[*sequence.prefix, *sequence.ids] for sequence in sequences]
         width = max(map(len, self.texts))
         rows = [[PADDING] * (width - len(text)) + text for text in self.texts]
@@ -308,7 +326,7 @@ class SearchBatch:
         states, self.runner.hidden_states = self.runner.hidden_states or [], []
         return states
 
-    def _read(self, tokens: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] | None) -> Tensor:
+    def _read(self, tokens: Sequence[Sequence[int]], sources: Sequence[Source] | None) -> Tensor:
         """Logits after the tokens, read one group of rows with equal soft prompts at a time."""
         names = self.adapters if self.runner.model.adapter_set is not None else [None] * len(tokens)
         alike = [self.runner.virtual_tokens(name) for name in names]

@@ -43,7 +43,7 @@ IDLE_SHARE = 8
 FIRST_ROOM = 256
 """New tokens for which a sequence that starts gets room at once; more room follows when it is needed."""
 
-Key = tuple[str | None, tuple[int, ...] | None]
+Key = tuple[str | None, bytes | tuple[int, ...] | None]
 """What besides its tokens determines a slot's keys and values: the adapter, and what the encoder read."""
 
 
@@ -344,7 +344,7 @@ class Scheduler:
         ]
         needed = max(length + more + len(ids) for length, more, ids in zip(lengths, virtual, tokens))
         self._make_room(max(needed, min(2 * cache.max_length, max(map(self._longest, rows)))), needed)
-        sources = None if slots[0].is_encoded or not self.runner.has_encoder else [row.prompt for row in rows]
+        sources = None if slots[0].is_encoded or not self.runner.has_encoder else [row.source for row in rows]
         adapters = [row.adapter for row in rows]
         logits = self.runner.read(
             first, tokens, adapters=adapters, sources=sources, text_lengths=totals, every=every, decoding=decoding
@@ -718,7 +718,7 @@ def _tokens_of(sequence: SequenceState) -> list[int]:
 
 
 def _key_of(sequence: SequenceState) -> Key:
-    return sequence.adapter, None if sequence.decoder_start is None else tuple(sequence.prompt)
+    return sequence.adapter, None if sequence.decoder_prompt is None else sequence.source_key
 
 
 def _share(one: Sequence[int], other: Sequence[int], count: int) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quatrain.core.errors import InputError
 from quatrain.generation.requests import SequenceState
-from quatrain.generation.runner import ModelRunner, has_encoder
+from quatrain.generation.runner import ModelRunner, Source, has_encoder
 from quatrain.models.kernels.decode import NativeUse
 from quatrain.models.modules import weights_version
 
@@ -152,7 +152,7 @@ class StateRunner(ModelRunner):
         tokens: Sequence[Sequence[int]],
         *,
         adapters: Sequence[str | None],
-        sources: Sequence[Sequence[int]] | None = None,
+        sources: Sequence[Source] | None = None,
         text_lengths: Sequence[int] | None = None,
         every: bool = False,
         decoding: bool = False,

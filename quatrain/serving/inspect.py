@@ -327,7 +327,7 @@ def distributions(
     off: dict[str, Any] = NO_SEARCH | {name: None for name in STAGES[1:]}
     constrained = replace(params, temperature=0.0, **off)
     limit, ends = max(params.max_new_tokens, len(answer)), tuple(engine.end_ids)
-    row = SequenceState(list(before), constrained, limit, 0, ends, start, ids=list(past))
+    row = SequenceState(list(before), constrained, limit, 0, ends, None if start is None else (start,), ids=list(past))
     # A chooser of its own: that of the engine remembers the rows of its last step.
     chooser = TokenChooser(engine.rules, encoder_decoder=engine.has_encoder, tokenizer=engine.target_tokenizer)
     chooser.check(constrained, vocabulary)

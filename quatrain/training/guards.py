@@ -124,7 +124,11 @@ def save_step(folder: Path, batches: Sequence[Batch], about: dict[str, Any]) -> 
 
 
 class GradientWatch:
-    """Finds trainable tensors that get no gradient or do not change in the first two steps of a run."""
+    """Finds trainable tensors that get no gradient or do not change in the first two steps of a run.
+
+    The encoder of a fresh encoder-decoder has a third one: output projections start at zero, and those of
+    cross-attention are before its own.
+    """
 
     def __init__(self, masters: Mapping[str, nn.Parameter]):
         self.masters = masters
@@ -134,8 +138,8 @@ class GradientWatch:
 
     @property
     def done(self) -> bool:
-        """Whether both steps were checked."""
-        return self._steps >= 2
+        """Whether all steps were checked."""
+        return self._steps >= 3
 
     def check(self) -> None:
         """Check the gradients of a step. Raises QuatrainError if no tensor has a gradient."""
@@ -151,16 +155,13 @@ class GradientWatch:
         }
 
     def report(self) -> str | None:
-        """After the second optimizer step, a message about tensors that do not learn; otherwise None."""
+        """A message about tensors that do not learn, after the second step (encoders: the third); otherwise None."""
         self._steps += 1
-        if self._steps != 2:
+        if self._steps not in (2, 3):
             return None
-        without = [name for name in self.masters if name not in self._touched]
-        still = [
-            name
-            for name, master in self.masters.items()
-            if name in self._touched and _mark(master) == self._begin[name]
-        ]
+        asked = {name: each for name, each in self.masters.items() if ("encoder." in name) == (self._steps == 3)}
+        without = [name for name in asked if name not in self._touched]
+        still = [name for name, master in asked.items() if name in self._touched and _mark(master) == self._begin[name]]
         parts = []
         if without:
             parts.append(f"no gradient reaches {format_names(without, 5)}")
@@ -169,8 +170,8 @@ class GradientWatch:
         if not parts:
             return None
         return (
-            f"After two steps {'; '.join(parts)}. These tensors are trainable but do not learn: freeze them, or find "
-            "out why the loss does not depend on them."
+            f"After {self._steps} steps {'; '.join(parts)}. These tensors are trainable but do not learn: freeze them, "
+            "or find out why the loss does not depend on them."
         )
 
 

@@ -48,6 +48,6 @@ def test_greedy_and_beam_ids(case, tmp_path):
 def test_every_family_with_a_causal_head_is_there():
     from quatrain.models.families import families
 
-    speaking = {name for name, family in families().items() if {"causal", "seq2seq"} & set(family.heads)}
+    speaking = {name for name in battery.text_families() if {"causal", "seq2seq"} & set(families()[name].heads)}
     seen = {battery.theirs(case).config.model_type for case in SPEAKERS}
     assert speaking <= seen, f"no case speaks for {sorted(speaking - seen)}"

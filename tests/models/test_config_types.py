@@ -69,10 +69,9 @@ def settle(config: dict[str, Any], head: str | None = None) -> ModelConfig | Non
         said = ids if found.architecture == "encoder-decoder" else None
         if found.pooling == "eos" and found.head == "sequence_classification":
             return found  # reads the end token of a text
-        if (patches := found.frontend) is not None:
-            features = torch.zeros(1, patches.num_channels, *patches.image_size)
+        if (frontend := found.frontend) is not None:
             with torch.inference_mode():
-                model(features=features)
+                model(features=torch.zeros(1, *frontend.input_shape), decoder_input_ids=said)
             return found
         with torch.inference_mode():
             model(ids[:, None] if found.head == "multiple_choice" else ids, decoder_input_ids=said)

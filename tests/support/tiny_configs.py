@@ -27,6 +27,7 @@ TINY["gpt_neo"] = {"hidden_size": 8, "num_layers": 2, "num_heads": 2, "max_posit
 TINY["openai-gpt"], TINY["gptj"] = TINY["gpt2"], TINY["gpt2"] | {"rotary_dim": 2}
 TINY["falcon"] = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
 TINY["marian"], TINY["mt5"] = TINY["bart"], TINY["t5"]
+TINY["whisper"] = TINY["bart"] | {"max_source_positions": 10, "num_mel_bins": 4, "max_target_positions": 8}
 USUAL = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 EXPERTS: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},

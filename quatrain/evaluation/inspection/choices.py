@@ -183,6 +183,7 @@ def _attention(config: ModelConfig) -> str:
         "qkv": "biases on query, key and value",
         "output": "a bias on the output",
         "all": "biases",
+        "all_but_key": "biases, none on the key",
     }
     parts.append(biases.get(config.attention_bias, config.attention_bias))
     if config.query_key_norm == "head":

@@ -5,6 +5,7 @@ from quatrain.evaluation.metrics.classification import accuracy, f1, matthews, p
 from quatrain.evaluation.metrics.entities import entities, entity_f1
 from quatrain.evaluation.metrics.likelihood import bits_per, perplexity
 from quatrain.evaluation.metrics.objectives import evaluate_objective
+from quatrain.evaluation.metrics.speech import error_rates
 from quatrain.evaluation.metrics.texts import bleu, chrf, rouge
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "bleu",
     "chrf",
     "rouge",
+    "error_rates",
     "perplexity",
     "bits_per",
     "evaluate_objective",

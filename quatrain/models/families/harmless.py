@@ -39,6 +39,15 @@ REASONS: Mapping[str, tuple[str, ...]] = {
         "output_attentions", "output_hidden_states", "output_past", "output_router_logits", "return_dict",
     ),
     "noise on a router's input in training, which no published model has": ("router_jitter_noise",),
+    "augmentation of features in training, where a recipe sets it": (
+        "apply_spec_augment", "mask_feature_length", "mask_feature_min_masks", "mask_feature_prob", "mask_time_length",
+        "mask_time_min_masks", "mask_time_prob",
+    ),
+    "a part of transformers' head for classes of sounds, which Quatrain does not have": (
+        "classifier_proj_size", "use_weighted_layer_sum",
+    ),
+    "smooths attention for word times; 7 in every published model, and here": ("median_filter_width",),
+    "tokens that old versions forced; the language and the task are options here": ("forced_decoder_ids",),
     "options of the pre-training loss of another implementation": (
         "sparse_pred_ignore_index", "sparse_prediction", "tf_legacy_loss",
     ),

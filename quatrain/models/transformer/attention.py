@@ -41,10 +41,10 @@ class Attention(nn.Module):
         self.softcap = config.attention_softcap
         query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         bias = config.attention_bias
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=bias in ("qkv", "all"))
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=bias in ("qkv", "all", "all_but_key"))
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias in ("qkv", "all"))
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias in ("qkv", "all"))
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=bias in ("output", "all"))
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias in ("qkv", "all", "all_but_key"))
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=bias in ("output", "all", "all_but_key"))
         self.q_norm, self.k_norm = (make_query_key_norm(config, heads) for heads in (self.num_heads, self.num_kv_heads))
         self.sinks = nn.Parameter(torch.zeros(self.num_heads)) if config.attention_sinks and not cross else None
         self.norms_whole = config.query_key_norm == "whole"

@@ -64,7 +64,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "residual": ("sequential", "parallel", "parallel_shared"),
     "feed_forward": ("gated", "plain", "none"),
     "activation": ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu_squared", "tanh"),
-    "attention_bias": ("none", "qkv", "output", "all"),
+    "attention_bias": ("none", "qkv", "output", "all", "all_but_key"),
     "rotary_layout": ("halves", "swapped", "interleaved"),
     "attention_scale_by_layer": ("constant", "inverse"),
     "query_key_norm": ("none", "head", "each_head", "whole"),
@@ -89,6 +89,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 | residual | `parallel` | x + attention(norm1(x)) + feed_forward(norm2(x)) |
 | | `parallel_shared` | the same with one norm for both |
 | attention_bias | `qkv`, `output` | no bias in the output projection; in that projection alone |
+| | `all_but_key` | no bias in the key projection |
 | rotary_layout | `swapped` | channel i + R / 2 leads its pair instead of channel i: angles turn backwards (nanochat) |
 | | `interleaved` | rotated pairs are channels (2 i, 2 i + 1) instead of (i, i + R / 2) |
 | attention_scale_by_layer | `inverse` | the scale is divided by the layer's number, counted from 1 |
@@ -387,6 +388,8 @@ class ModelConfig:
     num_encoder_layers: int = 0
     encoder_attention_heads: int = 0
     encoder_intermediate_size: int = 0
+    encoder_position: str | None = None
+    """The positions of the encoder, if they differ from the decoder's."""
     decoder_start_token_id: int | None = None
 
     tie_word_embeddings: bool = False
@@ -459,6 +462,8 @@ class ModelConfig:
                 yield f"{name}: {format_value(getattr(self, name))}; must be a whole number from 0 to {MAX_SIZE:,}"
         for name, allowed in CHOICES.items():
             yield from _choice(name, getattr(self, name), allowed)
+        if self.encoder_position is not None:
+            yield from _choice("encoder_position", self.encoder_position, CHOICES["position"])
         for name in ("head_transform", "pooler"):
             yield from _choice(name, getattr(self, name), (*CHOICES["activation"], "none"))
         for name in ("norm_eps", "rope_theta", "embedding_scale", "logit_scale", "residual_scale", "alibi_scale"):
@@ -633,6 +638,8 @@ class ModelConfig:
             num_key_value_heads=heads,
             head_dim=self.hidden_size // heads if self.encoder_attention_heads else self.head_dim,
             intermediate_size=self.encoder_intermediate_size or self.intermediate_size,
+            position=self.encoder_position or self.position,
+            encoder_position=None,
             layer_types=(),
             layers_without_positions=(),
             blocks=(),

@@ -20,6 +20,11 @@ class Frontend(Protocol):
         """The vectors that one input becomes, at the size that the model was made for."""
         ...
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input of that size."""
+        ...
+
     def build(self, config: Any) -> nn.Module:
         """The module: features (B, …) to vectors (B, T, embedding_size) with their positions; `config` is the model's.
 

@@ -253,6 +253,16 @@ def to_halves(x: Tensor, width: int, layout: str) -> Tensor:
     return rotated if width == x.shape[-1] else torch.cat((rotated, x[..., width:]), dim=-1)
 
 
+def timing_table(length: int, width: int) -> Tensor:
+    """Whisper's encoder positions (length, width): sines, then cosines, of wavelengths from 2 π to 20,000 π.
+
+    Marian's `sinusoidal_table` divides the logarithms of the wavelengths by width / 2, this one by width / 2 - 1.
+    """
+    step = math.log(10000.0) / max(width // 2 - 1, 1)
+    angles = torch.arange(length)[:, None] * torch.exp(-step * torch.arange(width // 2, dtype=torch.float32))
+    return torch.cat((angles.sin(), angles.cos()), dim=1)
+
+
 def sinusoidal_table(length: int, size: int, device: torch.device | None = None) -> Tensor:
     """The sinusoidal table (length, size): the sines of all frequencies, then the cosines (Marian's layout)."""
     exponent = torch.arange(0, size, 2, dtype=torch.float64, device="cpu") / size

@@ -62,10 +62,13 @@ EncoderDecoderFamily = Literal["t5", "mt5", "bart", "marian"]
 VisionFamily = Literal["vit", "deit", "ijepa"]
 """Families that read pictures; a vision stage trains them."""
 
-FamilyName = Literal[DecoderFamily, EncoderFamily, EncoderDecoderFamily, VisionFamily, ClassicFamily]
+SpeechFamily = Literal["whisper"]
+"""Families whose encoder reads sound; a speech stage trains them."""
+
+FamilyName = Literal[DecoderFamily, EncoderFamily, EncoderDecoderFamily, VisionFamily, SpeechFamily, ClassicFamily]
 
 DECODERS, ENCODERS, ENCODER_DECODERS = map(get_args, (DecoderFamily, EncoderFamily, EncoderDecoderFamily))
-VISION = get_args(VisionFamily)
+VISION, SPEECH = map(get_args, (VisionFamily, SpeechFamily))
 CLASSIC = get_args(ClassicFamily)
 """Networks from before the transformer."""
 
@@ -92,6 +95,7 @@ PLAIN_FEED_FORWARD = (
     "bart",
     "marian",
     *VISION,
+    *SPEECH,
 )
 """Families whose feed-forward network is not gated."""
 
@@ -103,13 +107,13 @@ WITHOUT_FEED_FORWARD = ("mamba2",)
 
 NO_GROUPED_QUERIES = (
     *("gpt2", "opt", "bloom", "gpt_neox", "gptj", "gpt_neo", "openai-gpt", "deepseek_v3"),
-    *(*WITHOUT_ATTENTION, *ENCODERS, *ENCODER_DECODERS, *VISION),
+    *(*WITHOUT_ATTENTION, *ENCODERS, *ENCODER_DECODERS, *VISION, *SPEECH),
 )
 """Families without grouped-query attention."""
 
 NOT_ROTARY = (
     *("gpt2", "opt", "bloom", "gpt_neo", "openai-gpt", *WITHOUT_ATTENTION, "bert", "roberta", "distilbert"),
-    *("albert", "electra", "mpnet", "deberta-v2", *ENCODER_DECODERS, *VISION),
+    *("albert", "electra", "mpnet", "deberta-v2", *ENCODER_DECODERS, *VISION, *SPEECH),
 )
 """Families without rotary positions."""
 

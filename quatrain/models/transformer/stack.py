@@ -255,6 +255,8 @@ class Model(Stack):
         """The encoder's output, and the segments of its input."""
         if self.encoder is None:
             raise InputError(f"A {self.config.family} model is no encoder-decoder: it has no separate encoder.")
+        if features is None and self.encoder.frontend is not None:
+            raise InputError(f"features: missing; the encoder of a {self.config.family} model reads no tokens.")
         embedded = self.embed(input_ids) if features is None else self.encoder.vectors_of(features)
         inputs = StackInput(embedded, positions, segments)
         if self.soft_prompt is not None:

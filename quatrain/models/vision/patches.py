@@ -51,6 +51,11 @@ class Patches:
         return self.class_token + self.distillation_token
 
     @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one picture of `image_size`."""
+        return self.num_channels, *self.image_size
+
+    @property
     def num_vectors(self) -> int:
         """Patches of a picture of `image_size`, and the vectors before them."""
         return self.grid[0] * self.grid[1] + self.num_extra

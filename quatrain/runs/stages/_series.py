@@ -5,27 +5,21 @@ from __future__ import annotations
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from quatrain.core.errors import InputError
-from quatrain.core.progress import MetricsLog
 from quatrain.data.series import SeriesWindow, generate, read_csv
 from quatrain.evaluation.metrics.classification import by_label, confusion
 from quatrain.evaluation.metrics.objectives import batches_of
 from quatrain.models.classic.sensor import SensorConfig, SensorNetwork
-from quatrain.models.io import model_folder
-from quatrain.planning.machine import choose_device
-from quatrain.runs.learning import load_weights
+from quatrain.runs.plain_training import train_examples
 from quatrain.runs.stage import StageContext, StageResult
 from quatrain.runs.stages.series import SeriesStage
 from quatrain.training import checkpoints
 from quatrain.training.objectives.series import SeriesClassification
-from quatrain.training.streams import ShuffledStream
-from quatrain.training.trainer import Hooks, Trainer
 
 BATCH_READINGS = 65_536
 """Readings that are evaluated together."""
@@ -35,32 +29,12 @@ def run(settings: SeriesStage, context: StageContext) -> StageResult:
     """Trains the network, writes `model/`, and measures it on the windows held out, by label."""
     learned, held_out = windows_of(settings, context)
     model, objective = make(settings, context, learned)
-    train = settings.train
-    rows = max(1, train.batch_tokens // settings.window // train.accumulation)
-    stream = ShuffledStream(learned, rows=rows, seed=context.seed)
-    steps = train.steps or stream.steps(train.epochs or 1, train.accumulation)
-    model.to(choose_device(train.device))
-    resumed = checkpoints.newest_intact(context.checkpoints, context.reporter.warn)
-    step = int(resumed.name.removeprefix("step-")) if resumed else 0
-    with (
-        MetricsLog(context.metrics_path, context.name, resume_step=step) as log,
-        context.reporter.task(context.name, total=steps) as task,
-    ):
-        hooks = Hooks(
-            save=partial(model_folder.save, model),  # type: ignore[arg-type]
-            load=partial(load_weights, model),  # type: ignore[arg-type]
-            log=lambda entry: log.write(**entry),
-            progress=task.update,
-            warn=context.reporter.warn,
-        )
-        trained = Trainer(
-            model, objective, stream, train, steps=steps, seed=context.seed, folder=context.checkpoints, hooks=hooks
-        ).train()
+    trained = train_examples(model, objective, learned, settings.train, context, size=settings.window)
     shutil.rmtree(context.model_folder, ignore_errors=True)
     model.save(context.model_folder)
     result = measured(settings, model, objective, learned, held_out)
-    result.tokens, result.parameters = trained.size, model.num_parameters()
-    result.extra |= {"training_seconds": trained.seconds, "loss": trained.loss, "steps": trained.steps}
+    result.tokens, result.parameters = trained.tokens, trained.parameters
+    result.extra |= trained.extra
     context.reporter.score("windows held out", result.scores["windows held out"], result.baselines["windows held out"])  # type: ignore[index]
     checkpoints.remove(context.checkpoints)
     return result

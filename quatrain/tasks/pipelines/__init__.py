@@ -21,8 +21,9 @@ from quatrain.core.settings import suggest
 from quatrain.core.wording import format_value
 from quatrain.generation.engine import Engine
 from quatrain.loading.model import ResolvedModel
+from quatrain.models.io import model_folder
 from quatrain.tasks.pipelines.base import BATCH, Field, Pipeline, Prediction
-from quatrain.tasks.pipelines.subject import Subject, head_of, load_subject, models_with, newest_run
+from quatrain.tasks.pipelines.subject import Subject, head_of, load_subject, models_with, newest_run, reads_of
 
 __all__ = ["Field", "Pipeline", "Prediction", "Subject", "pipeline", "pipeline_class", "pipelines", "task_of_head"]
 
@@ -55,11 +56,14 @@ def pipeline_class(name: str) -> type[Pipeline]:
     raise InputError(f"task: {format_value(name)} is unknown{hint} The tasks are {', '.join(names())}.")
 
 
-def task_of_head(head: str) -> str:
-    """The task that a model with a head is for. Raises InputError for a head without one."""
-    for kind in pipelines().values():
-        if head in kind.default_for:
-            return kind.task
+def task_of_head(head: str, reads: str = "") -> str:
+    """The task that a model with a head is for. Raises InputError for a head without one.
+
+    `reads` is what the model reads beside or instead of text (`Family.features`).
+    """
+    fitting = [kind for kind in pipelines().values() if head in kind.default_for and kind.reads in (reads, "")]
+    if fitting:
+        return max(fitting, key=lambda kind: kind.reads == reads).task
     raise InputError(
         f"The model has the head {head}, and no task is its own. Name one, such as task='feature-extraction'; the "
         f"tasks are {', '.join(pipelines())}."
@@ -93,7 +97,7 @@ def pipeline(
     if isinstance(model, str | Path | ResolvedModel):
         resolved = ResolvedModel.of(model)
         head = head_of(resolved)
-        kind = kind or pipeline_class(task_of_head(head))
+        kind = kind or pipeline_class(task_of_head(head, reads_of(model_folder.read_config(resolved.base))))
         wanted = _suitable(kind, task or kind.task, head, str(model))
         subject = load_subject(
             resolved, head=wanted if wanted != head else None, device=device, dtype=dtype, quantize=quantize
@@ -103,7 +107,7 @@ def pipeline(
     else:
         subject = _in_memory(model, tokenizer)
         head = subject.model.config.head
-        kind = kind or pipeline_class(task_of_head(head))
+        kind = kind or pipeline_class(task_of_head(head, reads_of({"model_type": subject.model.config.family})))
         if _suitable(kind, task or kind.task, head, "the model") != head:
             raise InputError(f"The model has the head {head}; load it with head={kind.heads[0]!r} for {kind.task}.")
     return kind(subject, name=task or kind.task, batch_size=batch_size, **options)

@@ -36,8 +36,9 @@ class Field:
 
     name: str
     optional: bool = False
-    kind: Literal["text", "texts", "messages", "any"] = "text"
-    """A text, a list of texts, the messages of a chat, or what the task checks itself."""
+    kind: Literal["text", "texts", "messages", "file", "any"] = "text"
+    """A text, a list of texts, the messages of a chat, a file (its path, its content, or what it holds), or what the
+    task checks itself."""
     empty: bool = True
     """Whether the text may be empty."""
     part: str = ""
@@ -77,6 +78,8 @@ class Pipeline(ABC):
     """Heads of the models. Empty: every head."""
     default_for: ClassVar[tuple[str, ...]] = ()
     """Heads whose models this task is for where none is named."""
+    reads: ClassVar[str] = ""
+    """What its models read beside or instead of text: `Family.features`."""
     loads: ClassVar[Mapping[str, str]] = {}
     """Heads of folders that are loaded with another head: the folder's head -> the head in `heads`."""
     recipes: ClassVar[tuple[str, ...]] = ()
@@ -174,7 +177,9 @@ class Pipeline(ABC):
 
     def is_one(self, inputs: Any) -> bool:
         """Whether what a call was given is one input."""
-        return isinstance(inputs, str | Mapping)
+        if isinstance(inputs, str | Mapping):
+            return True
+        return self.fields[0].kind == "file" and not isinstance(inputs, list | tuple | Iterator)
 
     def one(self, given: Any, value: Any) -> Any:
         """The output of a call with one input, `given`."""
@@ -225,7 +230,7 @@ class Pipeline(ABC):
         """The fields of an input. Raises InputError, with its place, for missing fields and other types."""
         if isinstance(given, Mapping):
             fields = {each.name: given[each.name] for each in self.fields if given.get(each.name) is not None}
-        elif isinstance(given, str):
+        elif isinstance(given, str) or self.fields[0].kind == "file":
             fields = {self.fields[0].name: given}
         else:
             raise InputError(f"{place}: {format_value(given)}; must be {self.described()}")
@@ -248,6 +253,8 @@ class Pipeline(ABC):
         """The form of an input in words."""
         names = [each.name + ("?" if each.optional else "") for each in cls.fields]
         whole = "an object of " + ", ".join(names)
+        if cls.fields[0].kind == "file":
+            return f"a file, or {whole}"
         takes_text = cls.fields[0].kind == "text" and len(list(cls.required({}))) <= 1
         return f"a text, or {whole}" if takes_text else whole
 
@@ -294,7 +301,7 @@ def _checked_size(size: Any) -> int:
 
 def _problem(field: Field, value: Any) -> str:
     """What is wrong with the value of a field; "" for nothing."""
-    if field.kind == "any":
+    if field.kind in ("any", "file"):
         return ""
     if field.kind == "messages":
         return "" if is_chat(value) else f"{format_value(value)}; must be a list of messages with role and content"

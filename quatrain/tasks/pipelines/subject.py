@@ -12,6 +12,7 @@ import torch
 
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value
+from quatrain.data.processors import find_processor
 from quatrain.generation.engine import Engine
 from quatrain.loading.model import ResolvedModel, load_weights
 from quatrain.models.families import families
@@ -42,6 +43,10 @@ class Subject:
         """The subject of a model that was loaded from resolved folders."""
         raw = {} if resolved.is_adapter else model_folder.read_config(resolved.base)
         return cls(model, tokenizer, resolved, raw, engine)
+
+    def processor(self) -> Any:
+        """What prepares sound or pictures for the model, from its folder; None if there is none."""
+        return None if self.resolved is None else find_processor(self.resolved.base)
 
     def target_tokenizer(self) -> Tokenizer | None:
         """The tokenizer of an encoder-decoder's answers, if it has one of its own (Marian)."""
@@ -85,6 +90,12 @@ def head_of(resolved: ResolvedModel) -> str:
     elif sentence_transformers.read(resolved.base) is not None:
         return "embedding"
     return model_folder.load_config(resolved.base).head
+
+
+def reads_of(config: Mapping[str, Any]) -> str:
+    """What the family of a config.json reads beside or instead of text: pictures or sound; "" for text alone."""
+    family = families().get(str(config.get("model_type")))
+    return "" if family is None else family.features
 
 
 def device_of(device: Any) -> torch.device:

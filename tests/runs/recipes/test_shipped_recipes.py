@@ -43,6 +43,7 @@ CASES = {
     "elmo": [*NARROW, *READS, *SHORT, *TUNED, "data.source=ud-ewt-dev", "model.classic.tagger_size=16"],
     "tfidf": ["tokenizer.vocab_size=2000", "evaluate.examples=6"],
     "ngram": ["data.source=the-verdict", "evaluate.max_new_tokens=4"],
+    "residues": [*TINY, *SHORT],
     "gpt-pretrain": [*TINY, *STORY, *SHORT, "tokenizer.vocab_size=512"],
     "distil": [
         "model.hidden_size=16",
@@ -182,9 +183,10 @@ QUICK = ["gpt-pretrain", "bert-pretrain", "t5-pretrain", "sentiment", "ner"]
 """The recipes of the quick set of tests: the others tokenize more data first."""
 ELSEWHERE = {"agent", "tool-sft", "quickstart", "sherlock", "shakespeare-char", "arithmetic-grpo", "calculator-grpo",
              "sentiment-gpt2", "sentiment-ppo", "sentiment-control", "grpo-sql", "ladder", "activity", "word2vec",
-             "dialogue-prompting", "soft-hard", "sql-agent-grpo", "rag", "curated", "project"}  # fmt: skip
+             "dialogue-prompting", "soft-hard", "sql-agent-grpo", "rag", "curated", "project", "contacts",
+             "spoken-digits"}  # fmt: skip
 """Recipes that the tests of the README, the quickstart, word vectors, agents, alignment, prompting, projects, and of
-the stages grpo, ladder, series, curate and retrieval run."""
+the stages grpo, ladder, series, contacts, speech, curate and retrieval run."""
 
 
 def test_every_recipe_is_run_somewhere() -> None:

@@ -1,0 +1,1 @@
+"""Sound: log-mel features, and the convolutions through which an encoder reads them."""

@@ -1,0 +1,1 @@
+"""Proteins: models of families of related sequences."""
