@@ -206,7 +206,7 @@ class SideGraph(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The encoder's last hidden states."""
         encoder: Any = self.model.encoder
-        return run_stack(encoder, self.model.embed_tokens(input_ids), attention_mask)
+        return run_stack(encoder, self.model.embed_source(input_ids), attention_mask)
 
 
 class CrossDecoderGraph(nn.Module):

@@ -26,8 +26,18 @@ def layers(theirs: str, ours: str, mark: str) -> list[Operation]:
     ]
 
 
+def embeddings(config: ModelConfig) -> list[Operation]:
+    """The embedding of both sides, or one for each."""
+    if not config.encoder_vocab_size:
+        return [Rename("shared.weight", "embed_tokens.weight")]
+    unused = () if config.family == "marian" else ("shared.weight",)
+    return [
+        Rename("encoder.embed_tokens.weight", "embed_source_tokens.weight"),
+        Rename("decoder.embed_tokens.weight", "embed_tokens.weight", copies=unused),
+    ]
+
+
 BODY: list[Operation] = [
-    Rename("shared.weight", "embed_tokens.weight"),
     Rename("encoder.embed_positions.weight", "encoder.embed_positions.weight"),
     Rename("decoder.embed_positions.weight", "embed_positions.weight"),
     *renames("encoder.layernorm_embedding", "encoder.embedding_norm"),
@@ -68,7 +78,6 @@ FIXED: dict[str, Any] = {
 }
 
 MUST: dict[str, Any] = {
-    "tie_word_embeddings": True,
     "is_decoder": False,
     "normalize_before": False,
     "add_bias_logits": False,
@@ -135,11 +144,26 @@ CLASSIFIER: list[Operation] = [
     *renames("classification_head.out_proj", "score"),
 ]
 
+
+def _read(config: dict[str, Any]) -> dict[str, Any]:
+    """With untied embeddings transformers gives each side its own, besides the vocabulary head's."""
+    tied = config.get("tie_word_embeddings") is not False
+    return {
+        **read(config),
+        "tie_word_embeddings": tied,
+        "encoder_vocab_size": 0 if tied else config["vocab_size"],
+    }
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    return {**write(config), "tie_word_embeddings": not config.encoder_vocab_size}
+
+
 FAMILIES = (
     Family(
         name="bart",
         keys=KEYS,
-        operations=BODY,
+        operations=lambda config: [*embeddings(config), *BODY],
         heads={
             "seq2seq": Head("BartForConditionalGeneration", SEQ2SEQ, absent=ABSENT),
             "none": Head("BartModel", (), ""),
@@ -149,9 +173,9 @@ FAMILIES = (
         fixed=FIXED,
         required=MUST | {"normalize_embedding": True, "static_position_embeddings": False},
         harmless=HARMLESS,
-        read=read,
-        reads=READS,
-        write=write,
+        read=_read,
+        reads=READS | {"tie_word_embeddings"},
+        write=_write,
         prefix="model.",
         aliases={
             "model.encoder.embed_tokens.weight": "model.shared.weight",

@@ -12,7 +12,7 @@ from torch import Tensor
 from quatrain.core.errors import InputError
 from quatrain.models.families import bart
 from quatrain.models.families.mapping import Family, Head
-from quatrain.models.families.weights import Computed, Operation, Rename
+from quatrain.models.families.weights import Computed, Operation
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.positions import sinusoidal_table
 
@@ -26,7 +26,7 @@ def _body(config: ModelConfig) -> list[Operation]:
     # transformers expects the tables in files of the body and omits them in files of the translator.
     written = config.head == "none"
     return [
-        Rename("shared.weight", "embed_tokens.weight"),
+        *bart.embeddings(config),
         Computed("encoder.embed_positions.weight", _table, written),
         Computed("decoder.embed_positions.weight", _table, written),
         *bart.layers("encoder", "encoder.", "{e}"),
@@ -35,19 +35,25 @@ def _body(config: ModelConfig) -> list[Operation]:
 
 
 def _read(config: dict[str, Any]) -> dict[str, Any]:
-    vocabularies = config.get("decoder_vocab_size"), config["vocab_size"]
-    if vocabularies[0] is not None and vocabularies[0] != vocabularies[1]:
+    source, target = config["vocab_size"], config.get("decoder_vocab_size") or config["vocab_size"]
+    shared = config.get("share_encoder_decoder_embeddings") is not False
+    if shared and target != source:
         raise InputError(
-            f"decoder_vocab_size: {vocabularies[0]}; must be vocab_size ({vocabularies[1]}): separate "
-            "vocabularies of encoder and decoder are not supported."
+            f"decoder_vocab_size: {target}; must be vocab_size ({source}), because encoder and decoder share their "
+            "embedding (share_encoder_decoder_embeddings)."
         )
     fields = bart.read(config)
+    fields |= {"vocab_size": target, "encoder_vocab_size": 0 if shared else source}
     start = config.get("decoder_start_token_id")
     return fields | {"decoder_start_token_id": config.get("pad_token_id") if start is None else start}
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
-    return bart.write(config) | {"decoder_vocab_size": config.vocab_size}
+    return bart.write(config) | {
+        "vocab_size": config.encoder_vocab_size or config.vocab_size,
+        "decoder_vocab_size": config.vocab_size,
+        "share_encoder_decoder_embeddings": not config.encoder_vocab_size,
+    }
 
 
 FAMILIES = (
@@ -61,10 +67,10 @@ FAMILIES = (
         },
         fixed=bart.FIXED | {"position": "sinusoidal", "position_offset": 0, "embedding_norm": False},
         required=bart.MUST
-        | {"normalize_embedding": False, "static_position_embeddings": True, "share_encoder_decoder_embeddings": True},
+        | {"tie_word_embeddings": True, "normalize_embedding": False, "static_position_embeddings": True},
         harmless=bart.HARMLESS,
         read=_read,
-        reads=bart.READS | {"decoder_vocab_size"},
+        reads=bart.READS | {"decoder_vocab_size", "share_encoder_decoder_embeddings"},
         write=_write,
         prefix="model.",
         aliases={

@@ -254,6 +254,7 @@ READ: Mapping[str, ValueType] = {
     "scale_embedding": FLAG,
     "seq_length": SIZE,
     "share_att_key": FLAG,
+    "share_encoder_decoder_embeddings": FLAG,
     "shared_expert_intermediate_size": SIZE,
     "sliding_window": SIZE_OR_ZERO,
     "sliding_window_pattern": SIZE,

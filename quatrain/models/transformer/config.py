@@ -385,6 +385,8 @@ class ModelConfig:
     experts: ExpertsConfig | None = None
     """The mixture of experts in place of the feed-forward network; None: there is none."""
 
+    encoder_vocab_size: int = 0
+    """Size of the encoder's own vocabulary and embedding; 0: it shares the decoder's."""
     num_encoder_layers: int = 0
     encoder_attention_heads: int = 0
     encoder_intermediate_size: int = 0
@@ -456,7 +458,14 @@ class ModelConfig:
             if not is_size(getattr(self, name), most):
                 wrong.append(name)
                 yield f"{name}: {format_value(getattr(self, name))}; must be a whole number from 1 to {most:,}"
-        for name in ("rotary_dim", "embedding_size", "type_vocab_size", "position_offset", "max_text_length"):
+        for name in (
+            "rotary_dim",
+            "embedding_size",
+            "type_vocab_size",
+            "position_offset",
+            "max_text_length",
+            "encoder_vocab_size",
+        ):
             if getattr(self, name) != 0 and not is_size(getattr(self, name)):
                 wrong.append(name)
                 yield f"{name}: {format_value(getattr(self, name))}; must be a whole number from 0 to {MAX_SIZE:,}"
@@ -602,6 +611,8 @@ class ModelConfig:
             yield "first_norm: False; needs norms before the parts, and norm_position is 'post'"
         if self.padding_positions == "skipped" and self.architecture != "encoder":
             yield f"padding_positions: 'skipped'; needs the architecture encoder, not {self.architecture}"
+        if self.encoder_vocab_size and not both:
+            yield f"encoder_vocab_size: {self.encoder_vocab_size}; needs the architecture encoder-decoder"
         if both and self.embedding_size not in (0, self.hidden_size):
             yield f"embedding_size: {self.embedding_size}; an encoder-decoder needs hidden_size ({self.hidden_size})"
 
@@ -643,6 +654,7 @@ class ModelConfig:
             layer_types=(),
             layers_without_positions=(),
             blocks=(),
+            encoder_vocab_size=0,
             num_encoder_layers=0,
         )
 

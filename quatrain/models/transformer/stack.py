@@ -71,6 +71,10 @@ class Model(Stack):
         if config.vocab_size:
             self.embed_tokens = nn.Embedding(config.vocab_size, width, padding_idx=frozen_row)
         self.encoder = Stack(config.encoder) if config.architecture == "encoder-decoder" else None
+        self.embed_source_tokens: nn.Embedding | None = None
+        """The encoder's embedding, if its vocabulary is its own."""
+        if config.encoder_vocab_size:
+            self.embed_source_tokens = nn.Embedding(config.encoder_vocab_size, width, padding_idx=frozen_row)
         self.transform = heads.make_transform(config)
         self.pooler = heads.make_pooler(config)
         self.score = heads.make_score(config)
@@ -257,7 +261,7 @@ class Model(Stack):
             raise InputError(f"A {self.config.family} model is no encoder-decoder: it has no separate encoder.")
         if features is None and self.encoder.frontend is not None:
             raise InputError(f"features: missing; the encoder of a {self.config.family} model reads no tokens.")
-        embedded = self.embed(input_ids) if features is None else self.encoder.vectors_of(features)
+        embedded = self.embed_source(input_ids) if features is None else self.encoder.vectors_of(features)
         inputs = StackInput(embedded, positions, segments)
         if self.soft_prompt is not None:
             inputs = self.soft_prompt.prepend_to(inputs, first=True)
@@ -381,15 +385,27 @@ class Model(Stack):
         ids = self._require_ids(input_ids)
         if self.embed_tokens is None:
             raise InputError(f"input_ids: a {self.config.family} model has no vocabulary; give it features.")
-        if ids.device.type == "cpu" and ids.numel():
-            low, high = (int(end) for end in torch.aminmax(ids))
-            if low < 0 or high >= self.config.vocab_size:
-                raise InputError(
-                    f"Token {high if high >= self.config.vocab_size else low} is not in the model's vocabulary of "
-                    f"{self.config.vocab_size}: model and tokenizer do not match."
-                )
+        self._check_ids(ids, self.config.vocab_size)
         embedded = self.embed_tokens(ids)
         return embedded if self.trainable_tokens is None else self.trainable_tokens.embed(ids, embedded)
+
+    def embed_source(self, input_ids: Tensor | None) -> Tensor:
+        """The embeddings (…, embedding_size) of tokens that the encoder reads; otherwise as `embed`."""
+        if self.embed_source_tokens is None:
+            return self.embed(input_ids)
+        ids = self._require_ids(input_ids)
+        self._check_ids(ids, self.config.encoder_vocab_size)
+        return self.embed_source_tokens(ids)
+
+    @staticmethod
+    def _check_ids(ids: Tensor, vocabulary: int) -> None:
+        if ids.device.type == "cpu" and ids.numel():
+            low, high = (int(end) for end in torch.aminmax(ids))
+            if low < 0 or high >= vocabulary:
+                raise InputError(
+                    f"Token {high if high >= vocabulary else low} is not in the model's vocabulary of "
+                    f"{vocabulary}: model and tokenizer do not match."
+                )
 
     def _default_positions(self, input_ids: Tensor | None, segments: Tensor | None) -> Tensor | None:
         """The positions (B, T) of a family whose padding takes no positions; None for all others."""

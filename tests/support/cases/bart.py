@@ -33,6 +33,7 @@ CASES = [
         encoder_ffn_dim=51,
     ),
     _case("starts with padding", decoder_start_token_id=0, activation_function="gelu_new"),
+    _case("untied", tie_word_embeddings=False),
     _case("body", "Model"),
     _case("classifier", "ForSequenceClassification", num_labels=3),
     _case("regression", "ForSequenceClassification", num_labels=1),

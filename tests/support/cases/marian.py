@@ -24,6 +24,7 @@ CASES = [
         decoder_ffn_dim=50,
         activation_function="relu",
     ),
+    _case("two vocabularies", share_encoder_decoder_embeddings=False, vocab_size=103, decoder_vocab_size=97),
     _case("odd sizes", d_model=42, encoder_attention_heads=3, decoder_attention_heads=7, scale_embedding=True),
     _case("body", "Model"),
 ]
