@@ -177,7 +177,7 @@ def test_missing_options_are_told(folder):
     assert sorted(problem.split(":")[0] for problem in problems_of(folder).problems) == ["hidden_size", "vocab_size"]
 
 
-@pytest.mark.parametrize(("name", "nearest"), [("lama", "llama"), ("gpt-2", "gpt2"), ("gpt_neo", "gpt_neox")])
+@pytest.mark.parametrize(("name", "nearest"), [("lama", "llama"), ("gpt-2", "gpt2"), ("gpt_neo_x", "gpt_neox")])
 def test_an_unknown_family_is_told_with_the_nearest_first(folder, name, nearest):
     change(folder, model_type=name)
     assert f"It knows: {nearest}" in problems_of(folder).message

@@ -239,7 +239,7 @@ def test_keys_that_are_left_out_mean_what_transformers_takes_for_them():
         (QWEN2, {"layer_types": ["full_attention"] * 3}, "layer_types: 3 entries"),
         (QWEN2, {"layer_types": ["sliding_attention"] * 24}, "sliding_window"),
         (QWEN2, {"use_mrope": True}, "use_mrope"),
-        (QWEN3, {"hidden_act": "relu2"}, "hidden_act"),
+        (QWEN3, {"hidden_act": "mish"}, "hidden_act"),
         (GEMMA2, {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         (GEMMA3, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
         (GEMMA3, {"use_bidirectional_attention": True}, "needs the architecture decoder"),
@@ -247,7 +247,6 @@ def test_keys_that_are_left_out_mean_what_transformers_takes_for_them():
         (PHI3, {"lm_head_bias": True}, "lm_head_bias"),
         (PHI3, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
         (PHI3, {"num_key_value_heads": 5}, "num_key_value_heads: 5"),
-        (LLAMA2, {"model_type": "smollm3", "no_rope_layers": [1, 0]}, "smollm3"),
     ],
 )
 def test_what_is_not_known_is_refused_by_name(base, change, named):

@@ -155,6 +155,8 @@ def shapes(draw):
     config["architectures"] = [draw(st.sampled_from(heads_of))]
     if config["architectures"][0].endswith("QuestionAnswering"):
         config["id2label"] = {0: "a", 1: "b"}
+    if config["architectures"][0].endswith(("LMHeadModel", "ForCausalLM")):
+        config["is_decoder"] = True
     return config
 
 
@@ -185,9 +187,9 @@ def test_both_layouts_of_modernbert_say_the_same():
 
 
 REFUSED = {
-    "untied heads": (BERT, {"tie_word_embeddings": False}, ["tie_word_embeddings"]),
     "relative positions": (BERT, {"position_embedding_type": "relative_key"}, ["position_embedding_type"]),
-    "a decoder": (ROBERTA, {"is_decoder": True, "add_cross_attention": True}, ["is_decoder", "add_cross_attention"]),
+    "a decoder": (ROBERTA, {"is_decoder": True, "add_cross_attention": True}, ["add_cross_attention"]),
+    "a causal head that sees what it predicts": (of(ROBERTA, "RobertaForCausalLM"), {}, ["is_decoder"]),
     "an unknown activation": (DISTILBERT, {"activation": "mish"}, ["activation"]),
     "a table without a row for text": (ROBERTA, {"max_position_embeddings": 2}, ["max_position_embeddings"]),
     "several at once": (MODERNBERT, {"classifier_pooling": "max", "layer_types": ["full_attention", "chunked"]},
@@ -212,5 +214,5 @@ def test_what_cannot_be_read_is_named(config, changes, named):
 
 
 def test_a_head_that_a_family_has_not_is_named_with_those_it_has():
-    with pytest.raises(InputError, match=r"RobertaForCausalLM.*known: RobertaForMaskedLM"):
-        families()["roberta"].from_hf(of(ROBERTA, "RobertaForCausalLM"))
+    with pytest.raises(InputError, match=r"RobertaForPreTraining.*known: RobertaForMaskedLM"):
+        families()["roberta"].from_hf(of(ROBERTA, "RobertaForPreTraining"))

@@ -76,6 +76,7 @@ FAMILIES = (
             "use_sliding_window",
             "sliding_window",
             "layer_types",
+            "max_window_layers",
         },
         write=_write,
         prefix="model.",
