@@ -49,7 +49,34 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
                                             "vocab_size": 8192, "word_embed_proj_dim": 512}),
     "bloom": ("BloomConfig", "BloomForCausalLM", {"hidden_size": 512, "n_layer": 4, "n_head": 8, "vocab_size": 8192}),
     "gpt_neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", PLAIN),
+    "olmo2": ("Olmo2Config", "Olmo2ForCausalLM", GROUPED),
+    "olmo3": ("Olmo3Config", "Olmo3ForCausalLM", GROUPED | {"sliding_window": 128}),
+    "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM", GROUPED | {"pad_token_id": 0}),
+    "granite": ("GraniteConfig", "GraniteForCausalLM", GROUPED | {"attention_multiplier": 0.015625}),
+    "cohere2": ("Cohere2Config", "Cohere2ForCausalLM", GROUPED | {"sliding_window": 128}),
+    "starcoder2": ("Starcoder2Config", "Starcoder2ForCausalLM", PLAIN | {"num_key_value_heads": 4}),
+    "stablelm": ("StableLmConfig", "StableLmForCausalLM", GROUPED),
+    "falcon": ("FalconConfig", "FalconForCausalLM", {"hidden_size": 512, "num_hidden_layers": 4,
+                                                     "num_attention_heads": 8, "vocab_size": 8192}),
+    "glm4": ("Glm4Config", "Glm4ForCausalLM", GROUPED | {"head_dim": 64, "pad_token_id": 0}),
+    "gptj": ("GPTJConfig", "GPTJForCausalLM", {"n_embd": 512, "n_layer": 4, "n_head": 8, "n_positions": 512,
+                                               "vocab_size": 8192, "rotary_dim": 16}),
+    "gpt_neo": ("GPTNeoConfig", "GPTNeoForCausalLM", {"hidden_size": 512, "num_layers": 4, "num_heads": 8,
+                                                      "max_position_embeddings": 512, "vocab_size": 8192,
+                                                      "window_size": 128,
+                                                      "attention_types": [[["global", "local"], 2]]}),
+    "openai-gpt": ("OpenAIGPTConfig", "OpenAIGPTLMHeadModel", {"n_embd": 512, "n_layer": 4, "n_head": 8,
+                                                               "n_positions": 512, "vocab_size": 8192}),
+    "nanochat": ("NanoChatConfig", "NanoChatForCausalLM", PLAIN),
+    "ministral3": ("Ministral3Config", "Ministral3ForCausalLM", GROUPED | {"head_dim": 64, "pad_token_id": 0}),
     "bert": ("BertConfig", "BertForMaskedLM", PLAIN),
+    "albert": ("AlbertConfig", "AlbertForMaskedLM", PLAIN),
+    "electra": ("ElectraConfig", "ElectraForMaskedLM", PLAIN | {"embedding_size": 128}),
+    "mpnet": ("MPNetConfig", "MPNetForMaskedLM", PLAIN | {"max_position_embeddings": 514}),
+    "nomic_bert": ("NomicBertConfig", "NomicBertForMaskedLM", SIZE),
+    "deberta-v2": ("DebertaV2Config", "DebertaV2ForMaskedLM", PLAIN | {
+        "relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}),
     "roberta": ("RobertaConfig", "RobertaForMaskedLM", PLAIN | {"max_position_embeddings": 514}),
     "distilbert": ("DistilBertConfig", "DistilBertForMaskedLM", {"dim": 512, "hidden_dim": 2048, "n_layers": 4,
                                                                  "n_heads": 8, "vocab_size": 8192}),
@@ -61,7 +88,9 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 TINY = {"hidden_size": 32, "d_model": 32, "n_embd": 32, "dim": 32, "d_kv": 8, "vocab_size": 64, "head_dim": 8,
         "word_embed_proj_dim": 32}  # fmt: skip
 NO_DROPOUT = ("dropout", "attention_dropout", "activation_dropout", "dropout_rate", "hidden_dropout_prob",
-              "attention_probs_dropout_prob", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout")  # fmt: skip
+              "attention_probs_dropout_prob", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout",
+              "classifier_dropout_prob", "residual_dropout", "resid_dropout", "embed_dropout",
+              "embedding_dropout")  # fmt: skip
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2}
 
 
@@ -104,7 +133,8 @@ def theirs(name: str, folder: Path, dtype: Any, device: str) -> tuple[Any, Calla
 
     transformers = require("transformers")
     model = getattr(transformers, MODELS[name][1]).from_pretrained(folder, dtype=dtype).to(device).eval()
-    extra: dict[str, Any] = {} if "Masked" in MODELS[name][1] else {"use_cache": False}
+    without_cache = "Masked" in MODELS[name][1] or name == "openai-gpt"
+    extra: dict[str, Any] = {} if without_cache else {"use_cache": False}
 
     def loss(ids: Any, labels: Any) -> Any:
         if model.config.is_encoder_decoder:
