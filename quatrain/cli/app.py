@@ -13,6 +13,7 @@ from quatrain.cli.ask import ask
 from quatrain.cli.chat import chat
 from quatrain.cli.check import check
 from quatrain.cli.compare import compare
+from quatrain.cli.completion import completion
 from quatrain.cli.data import check_data, crawl, curate, get_source, list_sources
 from quatrain.cli.doctor import doctor
 from quatrain.cli.evaluate import evaluate
@@ -22,6 +23,7 @@ from quatrain.cli.index import index
 from quatrain.cli.inspect import inspect
 from quatrain.cli.label import label
 from quatrain.cli.merge import merge
+from quatrain.cli.new import new
 from quatrain.cli.numbers import numbers
 from quatrain.cli.plan import plan
 from quatrain.cli.predict import predict
@@ -63,6 +65,7 @@ def build_app() -> App:
     for verb in (
         run,
         recipes,
+        new,
         check,
         plan,
         sweep,
@@ -83,6 +86,7 @@ def build_app() -> App:
         quantize,
         numbers,
         doctor,
+        completion,
     ):
         app.command(verb)
     data = App(name="data", help="The catalog of named data sets: list it, get one, check a file.")

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+if TYPE_CHECKING:
+    from cyclopts import CompletionContext
+
 TextArgument = Annotated[str, Parameter(allow_leading_hyphen=True)]
 """A text argument, which may begin with a hyphen."""
+
+
+def _recipe_words(context: CompletionContext) -> Iterator[tuple[str, str]]:
+    """The shipped recipes and the recipe files that an unfinished word may become, each with what it is."""
+    from quatrain.runs.recipe import recipe_names
+
+    yield from ((name, "a shipped recipe") for name in recipe_names())
+    folder = context.incomplete.rpartition("/")[0]
+    for path in sorted(Path(folder or ".").glob("*.toml")):
+        yield (f"{folder}/{path.name}" if folder else path.name), "a file"
+
+
+RECIPE = Parameter(completer=_recipe_words)
+"""An argument that names a shipped recipe, or the file of one."""
 
 _OPTION = re.compile(r"--[A-Za-z][A-Za-z_-]*(=.*)?", re.DOTALL)
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from quatrain.cli.arguments import RECIPE
+
 if TYPE_CHECKING:
     from quatrain.runs.preflight import Preflight
 
@@ -14,7 +16,7 @@ WIDTH = 1200
 
 
 def check(
-    recipe: str,
+    recipe: Annotated[str, RECIPE],
     *overrides: str,
     toml: bool = False,
     no_measure: bool = False,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
 
+from quatrain.cli.arguments import RECIPE
+
 if TYPE_CHECKING:
     from quatrain.data.catalog import Source
     from quatrain.data.checking import CheckReport
@@ -109,7 +111,7 @@ def check_data(
 
 
 def curate(
-    recipe: str,
+    recipe: Annotated[str, RECIPE],
     *overrides: str,
     source: tuple[str, ...] = (),
     output: Path | None = None,

@@ -114,8 +114,9 @@ def _given_temperature(sampling: SamplingOptions) -> dict[str, float]:
 def _run(session: Session, *, typed: bool) -> None:
     """Ask until the prompts or the input end, or the rater leaves."""
     from quatrain.cli.output import show
+    from quatrain.cli.process import typed_lines
 
-    lines = _lines()
+    lines = typed_lines()
     show(HELP)
     while True:
         shown = session.next()
@@ -163,22 +164,6 @@ def _undo(session: Session) -> bool:
     row = session.undo()
     show("There is no choice to take back." if row is None else f"Taken back: {row['choice']}.")
     return True
-
-
-def _lines() -> Iterator[str]:
-    """What is typed, or the lines of a pipe; Ctrl-C and Ctrl-D end it."""
-    from quatrain.cli.output import show
-    from quatrain.cli.process import input_is_terminal, input_lines
-
-    if not input_is_terminal():
-        yield from input_lines()
-        return
-    while True:
-        try:
-            yield input()
-        except (EOFError, KeyboardInterrupt):
-            show()
-            return
 
 
 def show_comparison(shown: Comparison, place: str) -> None:

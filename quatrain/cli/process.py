@@ -120,6 +120,21 @@ def input_lines() -> Iterator[str]:
             raise InputError(f"standard input, line {number}: {wrong} is not UTF-8") from error
 
 
+def typed_lines() -> Iterator[str]:
+    """What is typed, or the lines of a pipe; Ctrl-C and Ctrl-D end it."""
+    from quatrain.cli.output import show
+
+    if not input_is_terminal():
+        yield from input_lines()
+        return
+    while True:
+        try:
+            yield input()
+        except (EOFError, KeyboardInterrupt):
+            show()
+            return
+
+
 def input_is_terminal() -> bool:
     """Whether standard input is a terminal."""
     return sys.stdin is not None and sys.stdin.isatty()

@@ -7,9 +7,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from quatrain.cli.arguments import RECIPE
+
 
 def run(
-    recipe: str | None = None,
+    recipe: Annotated[str | None, RECIPE] = None,
     *overrides: str,
     restart: bool = False,
     reuse: bool = False,

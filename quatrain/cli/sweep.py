@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from quatrain.cli.arguments import RECIPE
+
 if TYPE_CHECKING:
     from quatrain.planning.scaling import Fit
     from quatrain.runs.sweep import Prediction, Sweep
 
 
 def sweep(
-    recipe: str,
+    recipe: Annotated[str, RECIPE],
     *overrides: str,
     over: tuple[str, ...] = (),
     name: str | None = None,

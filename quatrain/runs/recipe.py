@@ -151,14 +151,19 @@ def load(
     are adapted (`quatrain.runs.dependent`), and `say` gets a line for each. Raises InputError with all problems at
     once.
     """
-    path = _find(name_or_path)
-    raw = _read(path)
-    raw.setdefault("name", path.stem)
-    raw, problems, places = apply_overrides(Recipe, raw, list(overrides))
+    raw, problems, places = apply_overrides(Recipe, raw_recipe(name_or_path), list(overrides))
     for line in adapt(raw, places):
         if say is not None:
             say(line)
     return parse(Recipe, raw, what=f"the recipe {_shown(name_or_path)}", more=problems)
+
+
+def raw_recipe(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The tables of a shipped recipe or a file as they are written, not checked, with a name."""
+    path = _find(name_or_path)
+    raw = _read(path)
+    raw.setdefault("name", path.stem)
+    return raw
 
 
 def loads(text: str, *, what: str = "the recipe") -> Recipe:
@@ -272,4 +277,4 @@ def _error_line(message: str, text: str) -> int:
     return min(int(number), lines) if number.isdecimal() and len(number) < 10 else lines
 
 
-__all__: Sequence[str] = ["Recipe", "changes", "dumps", "load", "loads", "recipe_names", "to_dict"]
+__all__: Sequence[str] = ["Recipe", "changes", "dumps", "load", "loads", "raw_recipe", "recipe_names", "to_dict"]

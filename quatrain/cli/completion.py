@@ -1,0 +1,23 @@
+"""`quatrain completion`: the script that lets a shell complete verbs, options and names of recipes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+
+def completion(shell: Literal["bash", "zsh", "fish"]) -> int:
+    """Write the script for a shell that completes verbs, options, their choices and names of recipes on Tab.
+
+    bash: put eval "$(quatrain completion bash)" into ~/.bashrc. zsh: write it to a file _quatrain in a folder of fpath.
+    fish: write it to ~/.config/fish/completions/quatrain.fish.
+
+    Parameters
+    ----------
+    shell
+        The shell.
+    """
+    from quatrain.cli.app import build_app
+    from quatrain.cli.output import show_text
+
+    show_text(build_app().generate_completion(shell=shell).rstrip("\n"))
+    return 0
