@@ -1,7 +1,8 @@
-"""The API that users call, as a snapshot: `public_api.txt` lists names and signatures, so that changes are deliberate.
+"""The interface that users call, as a snapshot: `public_api.txt` lists it, so that changes are deliberate.
 
-The API is `quatrain.__all__` and everything that Python code of the guide and the README imports. After a deliberate
-change, write the snapshot anew and commit it with the change:
+It is `quatrain.__all__` and everything that Python code of the guide and the README imports, with signatures; the verbs
+of the command line with their options; and the keys of recipes. docs/stability.md promises what stays. After a
+deliberate change, write the snapshot anew and commit it with the change:
 
     python tests/test_public_api.py
 """
@@ -17,9 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cyclopts import App
 from pydantic import BaseModel
 
 import quatrain
+from quatrain.cli.app import build_app
+from quatrain.runs.recipe import Recipe
+from quatrain.runs.stages import specs
+from quatrain.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[1]
 SNAPSHOT = Path(__file__).with_suffix("").with_name("public_api.txt")
@@ -102,9 +108,36 @@ def lines(name: str, value: Any) -> Iterator[str]:
         yield f"{name}: {type(value).__name__}"
 
 
+def verbs(app: App, words: str = "quatrain") -> Iterator[str]:
+    """A line for each verb, such as `$ quatrain recipes --json`: its arguments, then its options by name."""
+    for name in app:
+        if name.startswith("-"):
+            continue
+        verb = app[name]
+        inner = list(verbs(verb, f"{words} {name}"))
+        if inner:
+            yield from inner
+            continue
+        arguments = verb.assemble_argument_collection()
+        positional = [each.field_info.name.upper() for each in arguments if each.index is not None]
+        options = sorted({each.names[0] for each in arguments if each.index is None} - {"*"})
+        yield f"$ {' '.join([words, name, *positional, *options])}"
+
+
+def recipe_keys() -> Iterator[str]:
+    """A line for each table of a recipe and each kind of stage: its keys."""
+    yield f"[recipe] {' '.join(Recipe.model_fields)}"
+    for key, field in Recipe.model_fields.items():
+        if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):
+            yield f"[{key}] {' '.join(field.annotation.model_fields)}"
+    for kind, spec in specs().items():
+        yield f"[[stage]] {kind}: {' '.join(key for key in spec.settings.model_fields if key != 'kind')}"
+    yield f"[stage.train] {' '.join(TrainSettings.model_fields)}"
+
+
 def snapshot() -> str:
     """The text of the snapshot for the package as it is."""
-    text: list[str] = []
+    text: list[str] = [*sorted(verbs(build_app())), *recipe_keys()]
     first: dict[int, str] = {}
     for name in sorted(documented()):
         value = value_of(name)
