@@ -13,7 +13,7 @@ from quatrain.cli.ask import ask
 from quatrain.cli.chat import chat
 from quatrain.cli.check import check
 from quatrain.cli.compare import compare
-from quatrain.cli.completion import completion
+from quatrain.cli.completion import completion_of
 from quatrain.cli.data import check_data, crawl, curate, get_source, list_sources
 from quatrain.cli.doctor import doctor
 from quatrain.cli.evaluate import evaluate
@@ -86,7 +86,7 @@ def build_app() -> App:
         quantize,
         numbers,
         doctor,
-        completion,
+        completion_of(app),
     ):
         app.command(verb)
     data = App(name="data", help="The catalog of named data sets: list it, get one, check a file.")

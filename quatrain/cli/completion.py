@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
+from cyclopts import App
 
-def completion(shell: Literal["bash", "zsh", "fish"]) -> int:
-    """Write the script for a shell that completes verbs, options, their choices and names of recipes on Tab.
 
-    bash: put eval "$(quatrain completion bash)" into ~/.bashrc. zsh: write it to a file _quatrain in a folder of fpath.
-    fish: write it to ~/.config/fish/completions/quatrain.fish.
+def completion_of(app: App) -> Callable[[Literal["bash", "zsh", "fish"]], int]:
+    """The verb for an application."""
 
-    Parameters
-    ----------
-    shell
-        The shell.
-    """
-    from quatrain.cli.app import build_app
-    from quatrain.cli.output import show_text
+    def completion(shell: Literal["bash", "zsh", "fish"]) -> int:
+        """Write the script for a shell that completes verbs, options, their choices and names of recipes on Tab.
 
-    show_text(build_app().generate_completion(shell=shell).rstrip("\n"))
-    return 0
+        bash: put eval "$(quatrain completion bash)" into ~/.bashrc. zsh: write it to a file _quatrain in a folder of
+        fpath. fish: write it to ~/.config/fish/completions/quatrain.fish.
+
+        Parameters
+        ----------
+        shell
+            The shell.
+        """
+        from quatrain.cli.output import show_text
+
+        show_text(app.generate_completion(shell=shell).rstrip("\n"))
+        return 0
+
+    return completion

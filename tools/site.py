@@ -1,0 +1,158 @@
+"""Builds the site: the guide, the results and the API reference as pages that open without a network.
+
+    python tools/site.py [FOLDER]      (default: site)
+
+zensical, in the extra `docs`, makes the pages; this script gives it what it needs. The pages keep their places in the
+repository, so their links hold, and README.md is the first page. docs/index.md is the order of the pages. The API reference
+is written from the docstrings of everything that tests/public_api.txt lists.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import tomli_w
+from api_pages import api_pages
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGURATION = ROOT / "zensical.toml"
+PROJECT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+"""Pages that are not in the index of the guide, but in the menu."""
+
+LINK = re.compile(r"(\]\()([^)\s#:]*)(#[^)\s]*)?(\))")
+FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+ROW = re.compile(r"^\| \[([^\]]+)\]\(([^)]+)\) \|", re.MULTILINE)
+
+
+class SiteError(Exception):
+    """The site cannot be built; the message says why."""
+
+
+def build(out: Path) -> None:
+    """Write the site into a folder, in the place of the one that was there. Raises SiteError with what zensical says."""
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        assemble(work)
+        done = subprocess.run(
+            [sys.executable, "-m", "zensical", "build", "--strict", "-f", "zensical.toml"],
+            cwd=work,
+            env=os.environ | {"NO_COLOR": "1"},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise SiteError(done.stdout + done.stderr)
+        if out.exists() and not (out / "index.html").is_file():
+            raise SiteError(f"{out} is no site; name another folder")
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(work / "site", out)
+
+
+def assemble(work: Path) -> None:
+    """Write zensical's configuration and all pages into a folder."""
+    pages = work / "pages"
+    sources = [ROOT / name for name in ("README.md", *PROJECT_PAGES)]
+    sources += [*sorted((ROOT / "docs").rglob("*.md")), *(ROOT / "benchmarks").glob("R*.md")]
+    for source in sources:
+        target = pages / place(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        text, linked = relinked(source)
+        target.write_text(text, encoding="utf-8")
+        for file in linked:
+            copy = pages / file.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
+    (pages / "docs" / "decisions" / "index.md").write_text(list_of_decisions(), encoding="utf-8")
+    api = api_pages()
+    for name, text in api.items():
+        target = pages / "api" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    configuration = tomllib.loads(CONFIGURATION.read_text(encoding="utf-8"))
+    configuration["project"]["nav"] = menu(api)
+    (work / "zensical.toml").write_text(tomli_w.dumps(configuration), encoding="utf-8")
+
+
+def place(source: Path) -> Path:
+    """The place of a page among the pages: its own in the repository; README.md begins the site."""
+    return Path("index.md") if source == ROOT / "README.md" else source.relative_to(ROOT)
+
+
+def relinked(source: Path) -> tuple[str, list[Path]]:
+    """The text of a page, with links as the site has them, and the files that it links to which are no pages."""
+    files: list[Path] = []
+
+    def changed(match: re.Match[str]) -> str:
+        if not match[2]:
+            return match[0]
+        target = (source.parent / match[2]).resolve()
+        link = match[2].rstrip("/")
+        if target.is_dir():
+            link += "/index.md"
+        elif target == ROOT / "README.md":
+            link = link.replace("README.md", "index.md")
+        elif target.suffix != ".md" and target.is_file():
+            files.append(target)
+        return f"{match[1]}{link}{match[3] or ''}{match[4]}"
+
+    parts = FENCE.split(source.read_text(encoding="utf-8"))
+    return "".join(part if part.startswith("```") else LINK.sub(changed, part) for part in parts), files
+
+
+def list_of_decisions() -> str:
+    """The page of all decisions."""
+    rows = []
+    for page in sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md")):
+        title = page.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        rows.append(f"- [{title}]({page.name})\n")
+    return "# Decisions\n\nWhy things are as they are, one short page each.\n\n" + "".join(rows)
+
+
+def menu(api: dict[str, str]) -> list[dict[str, object]]:
+    """The menu: the sections of docs/index.md, the API reference, the project."""
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    sections: list[dict[str, object]] = [{"Home": ["index.md", {"All pages": "docs/index.md"}]}]
+    for title, body in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", index, re.MULTILINE | re.DOTALL):
+        sections.append({title: [{name: in_menu(link)} for name, link in rows_of(body)]})
+    sections.append({"API": [{title_of(text): f"api/{name}"} for name, text in api.items()]})
+    sections.append({"Project": [{title_of((ROOT / name).read_text(encoding="utf-8")): name} for name in PROJECT_PAGES]})
+    return sections
+
+
+def rows_of(body: str) -> Iterator[tuple[str, str]]:
+    """The titles and links of the tables of a section."""
+    yield from ROW.findall(body)
+
+
+def in_menu(link: str) -> str:
+    """The page of a link of docs/index.md."""
+    target = (ROOT / "docs" / link.partition("#")[0]).resolve()
+    return (target / "index.md" if target.is_dir() else target).relative_to(ROOT).as_posix()
+
+
+def title_of(text: str) -> str:
+    """The title of a page."""
+    return text.partition("\n")[0].lstrip("# ")
+
+
+def main() -> int:
+    out = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "site").resolve()
+    try:
+        build(out)
+    except SiteError as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    print(out / "index.html")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
