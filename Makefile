@@ -4,6 +4,7 @@
 #   make test     ruff, mypy and pytest in the same .venv (ARGS="tests/models -k cache" picks tests)
 #   make lint     ruff and mypy alone
 #   make bench    the benchmarks
+#   make docs     the site, into site/
 #   make clean    removes .venv and the caches; runs/ stays
 #
 # PYTHON=python3.12 picks the interpreter, VENV=folder the environment.
@@ -16,13 +17,13 @@ ARGS ?=
 export QUATRAIN_PYTHON := $(PYTHON)
 START = $(if $(PYTHON),"$(PYTHON)",python3) tools/make.py
 
-.PHONY: run test lint bench clean install python
+.PHONY: run test lint bench docs clean install python
 .DEFAULT_GOAL := run
 
 run: python
 	@$(START) --venv "$(VENV)" run "$(RECIPE)" $(ARGS)
 
-test lint bench: python
+test lint bench docs: python
 	@$(START) --venv "$(VENV)" $@ $(ARGS)
 
 install clean: python

@@ -155,5 +155,3 @@ def parameters(inner: str) -> Iterator[str]:
             depth += (character in "([{") - (character in ")]}")
     if inner[start:].strip():
         yield inner[start:].strip()
-
-

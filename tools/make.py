@@ -20,6 +20,7 @@ CONSTRAINTS = ROOT / "constraints" / "cpu.txt"
 OLDEST = (3, 11)
 TEST_EXTRAS = {"test"}
 RUN_EXTRAS = {"fast"}
+DOCS_EXTRAS = {"docs"}
 WEIGHTS_EXTRA = "test-weights"
 # A worker for each core. A file's tests stay in one worker, so that what they share is made once; the order is that of
 # tests/conftest.py, the longest files first.
@@ -42,6 +43,7 @@ def main():
         "test": "ruff, mypy and pytest; with arguments, pytest alone with them",
         "lint": "ruff and mypy",
         "bench": "the benchmarks",
+        "docs": "the site, into a folder (default: site)",
         "install": "make the environment for running",
         "clean": "remove the environment and the caches",
     }.items():
@@ -227,6 +229,12 @@ def bench(venv, arguments):
     return max(codes, default=0)
 
 
+def docs(venv, arguments):
+    """Build the site."""
+    python = environment(venv, DOCS_EXTRAS)
+    return call(python, os.path.join("tools", "site.py"), *arguments)
+
+
 def install_only(venv, arguments):
     """Make the environment for running."""
     environment(venv, RUN_EXTRAS)
@@ -246,7 +254,15 @@ def clean(venv, arguments):
     return 0
 
 
-COMMANDS = {"run": run, "test": test, "lint": lint, "bench": bench, "install": install_only, "clean": clean}
+COMMANDS = {
+    "run": run,
+    "test": test,
+    "lint": lint,
+    "bench": bench,
+    "docs": docs,
+    "install": install_only,
+    "clean": clean,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -27,6 +27,12 @@ CONFIGURATION = ROOT / "zensical.toml"
 PROJECT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 """Pages that are not in the index of the guide, but in the menu."""
 
+WORKER = ROOT / "tools" / "site_worker.js"
+"""What lets pages that are opened from a folder search."""
+
+FOREIGN_WORKER = re.compile(r'<script src="https://unpkg\.com/iframe-worker/shim"[^>]*></script>')
+"""zensical's way to the same, which loads a script from another host."""
+
 LINK = re.compile(r"(\]\()([^)\s#:]*)(#[^)\s]*)?(\))")
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 ROW = re.compile(r"^\| \[([^\]]+)\]\(([^)]+)\) \|", re.MULTILINE)
@@ -52,6 +58,7 @@ def build(out: Path) -> None:
             raise SiteError(done.stdout + done.stderr)
         if out.exists() and not (out / "index.html").is_file():
             raise SiteError(f"{out} is no site; name another folder")
+        own_scripts(work / "site")
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(work / "site", out)
 
@@ -79,6 +86,17 @@ def assemble(work: Path) -> None:
     configuration = tomllib.loads(CONFIGURATION.read_text(encoding="utf-8"))
     configuration["project"]["nav"] = menu(api)
     (work / "zensical.toml").write_text(tomli_w.dumps(configuration), encoding="utf-8")
+
+
+def own_scripts(site: Path) -> None:
+    """Replace the one script that pages would load from another host."""
+    target = site / "assets" / "javascripts" / WORKER.name
+    shutil.copy(WORKER, target)
+    for page in site.rglob("*.html"):
+        depth = len(page.relative_to(site).parts) - 1
+        source = f"{'../' * depth}{target.relative_to(site).as_posix()}"
+        text = page.read_text(encoding="utf-8")
+        page.write_text(FOREIGN_WORKER.sub(f'<script src="{source}"></script>', text), encoding="utf-8")
 
 
 def place(source: Path) -> Path:
@@ -123,7 +141,9 @@ def menu(api: dict[str, str]) -> list[dict[str, object]]:
     for title, body in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", index, re.MULTILINE | re.DOTALL):
         sections.append({title: [{name: in_menu(link)} for name, link in rows_of(body)]})
     sections.append({"API": [{title_of(text): f"api/{name}"} for name, text in api.items()]})
-    sections.append({"Project": [{title_of((ROOT / name).read_text(encoding="utf-8")): name} for name in PROJECT_PAGES]})
+    sections.append(
+        {"Project": [{title_of((ROOT / name).read_text(encoding="utf-8")): name} for name in PROJECT_PAGES]}
+    )
     return sections
 
 

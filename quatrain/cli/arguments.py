@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from cyclopts import CompletionContext
+    from cyclopts.completion import CompletionContext
 
 TextArgument = Annotated[str, Parameter(allow_leading_hyphen=True)]
 """A text argument, which may begin with a hyphen."""
