@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md quotes messages that the code can write: every part of a quotation is in one text of the source."""
+"""docs/troubleshooting.md quotes messages that the code can write: each is in one text of the source."""
 
 from __future__ import annotations
 

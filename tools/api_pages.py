@@ -27,7 +27,7 @@ def api_pages() -> dict[str, str]:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     parts: dict[str, list[str]] = {}
-    page = "quatrain"
+    page = owner = "quatrain"
     for line in SNAPSHOT.read_text(encoding="utf-8").splitlines():
         if line.startswith("    "):
             parts[page] += method(line, owner)

@@ -3,8 +3,8 @@
     python tools/site.py [FOLDER]      (default: site)
 
 zensical, in the extra `docs`, makes the pages; this script gives it what it needs. The pages keep their places in the
-repository, so their links hold, and README.md is the first page. docs/index.md is the order of the pages. The API reference
-is written from the docstrings of everything that tests/public_api.txt lists.
+repository, so their links hold, and README.md is the first page. docs/index.md is the order of the pages. The API
+reference is written from the docstrings of everything that tests/public_api.txt lists.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class SiteError(Exception):
 
 
 def build(out: Path) -> None:
-    """Write the site into a folder, in the place of the one that was there. Raises SiteError with what zensical says."""
+    """Write the site into a folder, in the place of the one that was there. Raises SiteError with what is wrong."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         assemble(work)
