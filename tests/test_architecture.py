@@ -265,16 +265,17 @@ def test_extras_are_declared_once_something_imports_them():
     """
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     package = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
-    benchmarks = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
+    scripts = {
+        extra: "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / folder).glob("*.py"))
+        for extra, folder in {"hf": "benchmarks", "docs": "tools"}.items()
+    }
     idle = []
     for extra in extras.keys() - {"test", "test-weights", "dev"}:
         for requirement in extras[extra]:
             name = re.match(r"[\w-]+", requirement).group()
             name = IMPORTED_AS.get(name, name.replace("-", "_"))
             use = rf"(?:import|from) {name}\b|\"{name}(?:\.\w+)*\""
-            if name not in {"protobuf", "lxml_html_clean"} and not re.search(
-                use, benchmarks if extra == "hf" else package
-            ):
+            if name not in {"protobuf", "lxml_html_clean"} and not re.search(use, scripts.get(extra, package)):
                 idle.append(f"{extra}: {requirement}")
     assert not idle, idle
 

@@ -232,7 +232,7 @@ def bench(venv, arguments):
 def docs(venv, arguments):
     """Build the site."""
     python = environment(venv, DOCS_EXTRAS)
-    return call(python, os.path.join("tools", "site.py"), *arguments)
+    return call(python, os.path.join("tools", "build_site.py"), *arguments)
 
 
 def install_only(venv, arguments):

@@ -10,10 +10,13 @@ if (location.protocol === "file:") {
       this.frame.hidden = true;
       document.body.appendChild(this.frame);
       const inside = this.frame.contentWindow;
-      inside.postMessage = (data) => {
-        const event = new MessageEvent("message", { data });
-        this.dispatchEvent(event);
-        if (this.onmessage) this.onmessage(event);
+      // Later, and a copy, as from a Worker: who sends a message goes on first, and keeps its own data.
+      inside.postMessage = (message) => {
+        const event = new MessageEvent("message", { data: structuredClone(message) });
+        setTimeout(() => {
+          this.dispatchEvent(event);
+          if (this.onmessage) this.onmessage(event);
+        });
       };
       this.ready = new Promise((resolve, reject) => {
         const script = inside.document.createElement("script");
@@ -28,7 +31,8 @@ if (location.protocol === "file:") {
       });
     }
 
-    postMessage(data) {
+    postMessage(message) {
+      const data = structuredClone(message);
       this.ready.then(() => {
         const inside = this.frame.contentWindow;
         const event = new inside.MessageEvent("message", { data });

@@ -1,6 +1,6 @@
 """Builds the site: the guide, the results and the API reference as pages that open without a network.
 
-    python tools/site.py [FOLDER]      (default: site)
+    python tools/build_site.py [FOLDER]      (default: site)
 
 zensical, in the extra `docs`, makes the pages; this script gives it what it needs. The pages keep their places in the
 repository, so their links hold, and README.md is the first page. docs/index.md is the order of the pages. The API
@@ -29,6 +29,8 @@ PROJECT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 
 WORKER = ROOT / "tools" / "site_worker.js"
 """What lets pages that are opened from a folder search."""
+
+STYLE = ROOT / "tools" / "site.css"
 
 FOREIGN_WORKER = re.compile(r'<script src="https://unpkg\.com/iframe-worker/shim"[^>]*></script>')
 """zensical's way to the same, which loads a script from another host."""
@@ -77,6 +79,7 @@ def assemble(work: Path) -> None:
             copy = pages / file.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, copy)
+    shutil.copy(STYLE, pages / STYLE.name)
     (pages / "docs" / "decisions" / "index.md").write_text(list_of_decisions(), encoding="utf-8")
     api = api_pages()
     for name, text in api.items():
@@ -160,7 +163,7 @@ def in_menu(link: str) -> str:
 
 def title_of(text: str) -> str:
     """The title of a page."""
-    return text.partition("\n")[0].lstrip("# ")
+    return text.partition("\n")[0].lstrip("# ").replace("`", "")
 
 
 def main() -> int:
