@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import no_network
 import pytest
 
 from quatrain.models.kernels import code_cache
@@ -27,6 +28,8 @@ if os.environ.get("QUATRAIN_DATA"):
     os.environ["QUATRAIN_DATA"] = str(Path(os.environ["QUATRAIN_DATA"]).resolve())
 
 
+no_network.block()
+
 # Small models decode in PyTorch, whatever an earlier test has compiled: as fast and with the same bits every time.
 code_cache.is_compiled = lambda: False
 
@@ -43,6 +46,14 @@ def _same_process_for_every_test() -> Iterator[None]:
     for key in os.environ.keys() - environment.keys():
         del os.environ[key]
     os.environ.update(environment)
+
+
+@pytest.fixture(autouse=True)
+def _no_other_host() -> Iterator[None]:
+    """A test that tries to reach another host fails, even if the code takes it for a machine without network."""
+    no_network.ATTEMPTS.clear()
+    yield
+    assert not no_network.ATTEMPTS, f"tests reach no other host, and this one tried {no_network.ATTEMPTS}"
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
