@@ -196,6 +196,16 @@ def test_the_pinned_torch_is_the_one_that_the_readme_names():
     assert oldest == ">=3.11" and "Python 3.11 or later" in README
 
 
+def test_the_recorded_demo_loads_nothing_and_its_commands_exist():
+    from quatrain.cli.app import build_app
+
+    svg = (ROOT / "docs" / "images" / "demo.svg").read_text(encoding="utf-8")
+    assert not re.search(r"url\([\"']?http|@import|<script|<image", svg)
+    verbs = re.findall(r">quatrain&#160;([a-z]+)", svg)
+    assert len(verbs) >= 2 and set(verbs) <= set(build_app())
+    assert "docs/images/demo.svg" in README
+
+
 def test_the_links_lead_somewhere():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", README):
         assert (ROOT / target).exists(), target

@@ -2,9 +2,9 @@
 
     python tools/record_demo.py FOLDER [OUT]      (default: docs/images/demo.svg)
 
-The commands run in FOLDER, which keeps their runs: the first time takes the minutes of the quickstart. Needs a system
-with pseudo-terminals (Linux, macOS). The lines of the picture appear one after the other; a reader who prefers reduced
-motion sees all of them at once. The picture loads nothing.
+The commands run in FOLDER, in which `quatrain run quickstart` has run before. Needs a system with pseudo-terminals
+(Linux, macOS). The lines of the picture appear one after the other; a reader who prefers reduced motion sees them all
+at once. The picture loads nothing.
 """
 
 from __future__ import annotations
@@ -44,12 +44,11 @@ QUESTIONS = (
     "Will it rain tomorrow?",
     "/quit",
 )
-SESSION: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
-    ("quatrain run quickstart", (), "Finished in", "Scores"),
-    (CHAT, QUESTIONS, "", "\nquestion> /quit"),
-    ("quatrain new", ("text", "", "small"), "", ""),
+SESSION: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    (CHAT, QUESTIONS, "\nquestion> /quit"),
+    ("quatrain new", ("text", "", "small"), ""),
 )
-"""Each command, the answers that are typed into it, and the texts between which its output is shown."""
+"""Each command, the answers that are typed into it, and the text before which its output is cut."""
 
 
 def typed(command: str, answers: Sequence[str], folder: Path) -> str:
@@ -101,13 +100,11 @@ def last_state(text: str) -> str:
 def session(folder: Path) -> list[tuple[str, str]]:
     """Each command with its output."""
     shown = []
-    for command, answers, start, end in SESSION:
+    for command, answers, end in SESSION:
         if command.split()[1] == "new":
             for file in folder.glob("my-*.toml"):
                 file.unlink()
         output = last_state(typed(command, answers, folder))
-        if start:
-            output = "…\n" + output[output.index(start) :]
         if end:
             output = output[: output.index(end)].rstrip()
         shown.append((command, output))

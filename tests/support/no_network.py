@@ -27,11 +27,19 @@ def is_local(host: Any) -> bool:
     name = host.decode() if isinstance(host, bytes) else str(host)
     if name.lower() in LOCAL_NAMES or name == socket.gethostname():
         return True
+    if not is_number(name):
+        return False
+    address = ipaddress.ip_address(name.partition("%")[0])
+    return address.is_loopback or address.is_unspecified
+
+
+def is_number(name: str) -> bool:
+    """Whether a host is given by its number."""
     try:
-        address = ipaddress.ip_address(name.partition("%")[0])
+        ipaddress.ip_address(name.partition("%")[0])
     except ValueError:
         return False
-    return address.is_loopback or address.is_unspecified
+    return True
 
 
 def check(host: Any) -> None:
@@ -65,7 +73,8 @@ def block() -> None:
         name = host.decode() if isinstance(host, bytes) else str(host)
         if name.endswith(".invalid"):
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        check(host)
+        if not is_number(name):  # a number asks no name server
+            check(host)
         return lookup(host, *rest, **more)
 
     socket.socket.connect = local_connect  # type: ignore[method-assign]
