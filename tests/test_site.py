@@ -102,7 +102,7 @@ def test_the_api_reference_has_every_public_name(site: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: install it, or name it in CHROMIUM")
 def test_a_page_in_the_browser_finds_what_is_searched(site: Path) -> None:
-    """From a folder, as who downloads the site opens it, on a phone and in the dark."""
+    """From a folder, as who downloads the site opens it. On a phone no page is wider than the screen."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as tools:
         browser = tools.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
@@ -112,6 +112,7 @@ def test_a_page_in_the_browser_finds_what_is_searched(site: Path) -> None:
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto((site / "docs" / "command-line.html").as_uri())
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        page.set_viewport_size({"width": 1280, "height": 800})
         page.locator(".md-search__button").click(timeout=SECONDS)
         page.locator("dialog[open] input").first.fill("soft prompt", timeout=SECONDS)
         page.locator("dialog[open] a[href*='adaptation.html']").first.wait_for(timeout=SECONDS)
