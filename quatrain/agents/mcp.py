@@ -21,6 +21,7 @@ import quatrain
 from quatrain.agents.permission import broken_marks
 from quatrain.agents.tool import NAME, Tool, ToolError, ToolResult, check_tools, shortened
 from quatrain.core.errors import InputError, QuatrainError
+from quatrain.core.libraries import require
 
 START_SECONDS, CALL_SECONDS = 30.0, 60.0
 MAX_DESCRIPTION = 1_000
@@ -28,12 +29,8 @@ MAX_DESCRIPTION = 1_000
 
 
 def _library() -> Any:
-    try:
+    with require("MCP", "mcp", "agents"):
         import mcp
-    except ImportError as error:
-        raise InputError(
-            "MCP needs the library mcp, which is not installed. Install it with: pip install 'quatrain[agents]'"
-        ) from error
     return mcp
 
 

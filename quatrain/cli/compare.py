@@ -41,7 +41,7 @@ def compare(
     kv_cache
         With --text and one model: the KV cache in float, int8 and int4, by bytes, perplexity, divergence and speed.
     documents
-        Instead of a suite: a collection with judgements (cranfield, a folder in BEIR's layout), or questions and answers.
+        Instead of a suite: a collection with judgements (cranfield, a folder in BEIR's form), or questions and answers.
         Compares rankings, bm25, dense, hybrid or feedback, as RETRIEVER@dense=lsa+MODEL,chunks=headings,size=200.
     limit
         How many examples to take from the beginning; all by default.

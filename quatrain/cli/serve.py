@@ -140,14 +140,11 @@ def server_of(
 ) -> Server:
     """The server of the options. Raises InputError."""
     from quatrain.core.errors import InputError
+    from quatrain.core.libraries import require
 
-    try:
+    with require("serving", "fastapi with uvicorn", "serve"):
         from quatrain.serving.models import LoadOptions, entries_of
         from quatrain.serving.server import Server
-    except ImportError as error:
-        raise InputError(
-            f"serving needs {error.name}, which is not installed. Install it with: pip install 'quatrain[serve]'"
-        ) from error
     if not models and not settings.without_models:
         raise InputError("There is no model to serve: give one, such as `quatrain serve FOLDER`.")
     options = LoadOptions(**loading.checked(), kv_cache=loading.kv_cache, prompt_lookup=loading.prompt_lookup)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quatrain.core.errors import InputError, OfflineError
+from quatrain.core.libraries import require
 from quatrain.core.offline import offline
 from quatrain.data.formats import FORMATS, Layout, detect_layout
 from quatrain.data.records import Row
@@ -93,13 +94,8 @@ class HuggingFaceSource:
 
 
 def _library() -> Any:
-    try:
+    with require("a data set of Hugging Face", "datasets", "data"):
         import datasets
-    except ImportError as error:
-        raise InputError(
-            "data sets of Hugging Face need the library datasets, which is not installed. "
-            "Install it with: pip install 'quatrain[data]'"
-        ) from error
     return datasets
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 from quatrain.core.reading import user_path
 from quatrain.core.wording import format_value
 
@@ -36,10 +37,8 @@ _DATA_URI = re.compile(r"data:(image/[\w.+-]+)?(;[\w=.-]+)*;base64,", re.IGNOREC
 
 def pillow() -> Any:
     """The package PIL. Raises InputError that says how to install it."""
-    try:
+    with require("a picture", "Pillow", "vision"):
         return importlib.import_module("PIL.Image")
-    except ImportError as error:
-        raise InputError("Pictures need Pillow: install the extra with pip install 'quatrain[vision]'.") from error
 
 
 def read_image(source: Any, name: str | None = None) -> Pixels:

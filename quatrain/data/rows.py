@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 from quatrain.core.reading import MAX_DEPTH, depth_of, open_regular, parse_whole_number
 from quatrain.core.wording import shorten
 from quatrain.data.decoding import is_packed, lines_of, read_text, suffix_of
@@ -32,13 +33,9 @@ def read_parquet(path: Path, column: str | None = None) -> Iterator[Row]:
 
     Raises InputError for a file that is not Parquet, is damaged, or has no column or a duplicate one.
     """
-    try:
+    with require(f"{path}: Parquet", "pyarrow", "data"):
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:
-        raise InputError(
-            f"{path}: Parquet files need pyarrow, which is not installed. Install it with: pip install 'quatrain[data]'"
-        ) from error
     row = 0
     with open_regular(path) as handle:
         try:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 
 
 def tfidf_classifier(texts: Sequence[str], labels: Sequence[str], questions: Sequence[str]) -> list[str]:
@@ -18,14 +18,9 @@ def tfidf_classifier(texts: Sequence[str], labels: Sequence[str], questions: Seq
 
     Both with scikit-learn's defaults. Raises InputError where it is not installed.
     """
-    try:
+    with require("TF-IDF with logistic regression", "scikit-learn", "classic"):
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise InputError(
-            "TF-IDF with logistic regression needs scikit-learn, which is not installed. Install it with: "
-            "pip install 'quatrain[classic]'"
-        ) from error
     words = TfidfVectorizer()
     table = words.fit_transform(texts)
     if len(set(labels)) < 2:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 from quatrain.generation.constraints import OUT, PADDING, Constraint, DecodingState
 from quatrain.generation.params import SamplingParams
 from quatrain.generation.vocabulary import Vocabulary
@@ -131,13 +132,8 @@ class GrammarCompiler:
     """
 
     def __init__(self, vocabulary: Vocabulary):
-        try:
+        with require("constrained output", "llguidance", "constrain"):
             import llguidance
-        except ImportError as error:
-            raise InputError(
-                "constrained output needs llguidance, which is not installed. Install it with: "
-                "pip install 'quatrain[constrain]'"
-            ) from error
         self.vocabulary, self._library = vocabulary, llguidance
         self._tokens = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Tokens(vocabulary)))
         self._compiled: OrderedDict[object, Grammar] = OrderedDict()

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 
 Array = np.ndarray
 WORDS = r"\w\w+"
@@ -134,10 +135,9 @@ def check_lsa() -> None:
     """Raises InputError where scikit-learn, which `lsa` needs, is not installed."""
     from importlib.util import find_spec
 
-    if find_spec("sklearn") is None:
-        raise InputError(
-            "LSA needs scikit-learn, which is not installed. Install it with: pip install 'quatrain[classic]'"
-        )
+    with require("LSA", "scikit-learn", "classic"):
+        if find_spec("sklearn") is None:
+            raise ModuleNotFoundError("sklearn")
 
 
 def lsa(matrix: Any, dimensions: int, *, seed: int = 0) -> tuple[Array, Array]:
@@ -198,10 +198,6 @@ class DocumentSearch:
 
 
 def _scipy() -> Any:
-    try:
+    with require("Sparse matrices", "SciPy", "classic"):
         from scipy import sparse
-    except ImportError as error:
-        raise InputError(
-            "Sparse matrices need SciPy, which is not installed. Install it with: pip install 'quatrain[classic]'"
-        ) from error
     return sparse

@@ -20,6 +20,7 @@ import numpy as np
 
 from quatrain.core.atomic import atomic_write
 from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 from quatrain.core.reading import user_path
 from quatrain.core.settings import did_you_mean
 from quatrain.core.wording import format_value, shorten
@@ -354,13 +355,9 @@ def gensim_model(
     `max_n` for the subwords of FastText. gensim has no Sent2Vec: that is ours, `training.objectives.word_vectors`.
     Raises InputError without gensim.
     """
-    try:
+    with require("Training by gensim", "gensim", "classic"):
         from gensim.models import Doc2Vec, FastText, Word2Vec
         from gensim.models.doc2vec import TaggedDocument
-    except ImportError as error:
-        raise InputError(
-            "Training by gensim needs gensim, which is not installed. Install it with: pip install 'quatrain[classic]'"
-        ) from error
     makers = {
         "skip_gram": lambda: Word2Vec(sentences, sg=1, **options),
         "cbow": lambda: Word2Vec(sentences, sg=0, **options),

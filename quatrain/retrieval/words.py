@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 from quatrain.core.settings import did_you_mean
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
@@ -31,13 +32,8 @@ LANGUAGES = {
 
 @cache
 def _stemmer(language: str) -> Callable[[str], str]:
-    try:
+    with require("stemming", "NLTK", "rag", ', or set language = "none"'):
         from nltk.stem.snowball import SnowballStemmer
-    except ImportError as error:
-        raise InputError(
-            "stemming needs NLTK, which is not installed. Install it with: pip install 'quatrain[rag]', or set "
-            'language = "none"'
-        ) from error
     stem: Callable[[str], str] = cache(SnowballStemmer(language).stem)
     return stem
 
@@ -53,13 +49,9 @@ def stop_words(language: str) -> frozenset[str]:
 
 def import_bm25s() -> Any:
     """The library bm25s. Raises InputError where it is not installed."""
-    try:
+    with require("BM25", "bm25s", "rag"):
         import bm25s
         import bm25s.stopwords
-    except ImportError as error:
-        raise InputError(
-            "BM25 needs bm25s, which is not installed. Install it with: pip install 'quatrain[rag]'"
-        ) from error
     return bm25s
 
 

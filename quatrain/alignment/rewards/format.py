@@ -10,6 +10,7 @@ from pydantic import Field
 
 from quatrain.alignment.rewards.base import Reward, RewardContext, RewardSettings
 from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 from quatrain.core.reading import parse_json
 from quatrain.core.settings import Listing, Problem
 from quatrain.core.wording import format_value
@@ -69,12 +70,8 @@ class FormatReward(RewardSettings):
 
 def _schema(schema: dict[str, Any]) -> Callable[[Any], bool]:
     """Whether a schema allows a value. Raises InputError for a schema that is none, and without the library."""
-    try:
+    with require("rewards: json_schema", "jsonschema", "constrain"):
         import jsonschema
-    except ImportError as error:
-        raise InputError(
-            'rewards: json_schema needs the library jsonschema: pip install "quatrain[constrain]".'
-        ) from error
     validator = jsonschema.Draft202012Validator
     try:
         validator.check_schema(schema)

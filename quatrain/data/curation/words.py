@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 from quatrain.data.curation.arrays import Array
 
 MOST_CHUNKS = 1_000_000
@@ -178,13 +178,8 @@ def english_words() -> EnglishWords:
 
 
 def _spacy_tokenizer() -> Callable[[str], Any]:
-    try:
+    with require("counting words as C4, Gopher and FineWeb do", "spaCy", "data"):
         import spacy
-    except ImportError as error:
-        raise InputError(
-            "the rules of C4, Gopher and FineWeb count spaCy's words, and spaCy is not installed. Install it with: "
-            "pip install 'quatrain[data]'"
-        ) from error
     tokenizer: Callable[[str], Any] = spacy.blank("en").tokenizer
     return tokenizer
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 
-from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 from quatrain.data.pictures import Picture, PictureSet
 
 HELD = 360
@@ -15,10 +15,8 @@ HELD = 360
 
 def load(seed: int = 0) -> PictureSet:
     """1,437 digits to learn from, 360 held out. Raises InputError without scikit-learn."""
-    try:
+    with require("digits", "scikit-learn", "classic"):
         datasets = importlib.import_module("sklearn.datasets")
-    except ImportError as error:
-        raise InputError("digits: need scikit-learn: pip install 'quatrain[classic]'") from error
     found = datasets.load_digits()
     pictures = [
         Picture(image / 16, str(label), place=f"digits:{number}")

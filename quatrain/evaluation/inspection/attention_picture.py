@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 from quatrain.core.wording import shorten
 from quatrain.evaluation.inspection.attention import AttentionMaps
 
@@ -69,13 +69,13 @@ def attention_picture(maps: Sequence[AttentionMaps], *, title: str) -> bytes:
 
 def require_matplotlib() -> None:
     """Raises InputError with installation instructions if matplotlib is missing."""
-    try:
+    with require(
+        "The picture of the attention maps",
+        "matplotlib",
+        "plot",
+        ". The HTML page (a folder, or a name that ends in .html) does not need it.",
+    ):
         import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            "The picture of the attention maps needs matplotlib, which is not installed. Install it with: "
-            "pip install 'quatrain[plot]'. The HTML page (a folder, or a name that ends in .html) does not need it."
-        ) from error
 
 
 def _colours() -> Any:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 from quatrain.evaluation.inspection.tokens import Token, token
 from quatrain.models.transformer.stack import Model
 
@@ -70,20 +71,16 @@ def pca(vectors: Tensor, components: int = 2) -> tuple[Tensor, Tensor]:
 
 
 def _tsne(vectors: Tensor, seed: int) -> Tensor:
-    try:
+    with require("t-SNE", "scikit-learn", "classic", "; pca needs nothing."):
         from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise InputError('t-SNE needs scikit-learn: pip install "quatrain[classic]"; pca needs nothing.') from error
     perplexity = min(30.0, max(1.0, (len(vectors) - 1) / 3))
     reducer = TSNE(n_components=2, perplexity=perplexity, init="pca", random_state=seed)
     return torch.from_numpy(reducer.fit_transform(vectors.float().numpy())).double()
 
 
 def _umap(vectors: Tensor, seed: int) -> Tensor:
-    try:
+    with require("UMAP", "umap-learn", "umap", "; pca and tsne do not."):
         from umap import UMAP
-    except ImportError as error:
-        raise InputError('UMAP needs umap-learn: pip install "quatrain[umap]"; pca and tsne do not.') from error
     reducer = UMAP(n_components=2, n_neighbors=min(15, len(vectors) - 1), random_state=seed)
     return torch.from_numpy(reducer.fit_transform(vectors.float().numpy())).double()
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 
 
 def check_lengths(predictions: Sequence[Any], references: Sequence[Any], metric: str) -> None:
@@ -44,9 +45,5 @@ def reference_lists(references: Sequence[Any], metric: str) -> list[list[str]]:
 
 def library(name: str, package: str, metric: str) -> Any:
     """Imports a library of the extra `eval`. Raises InputError with the command that installs it."""
-    try:
+    with require(metric, package, "eval"):
         return importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(
-            f"{metric} needs {package}, which is not installed. Install it with: pip install 'quatrain[eval]'"
-        ) from error

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 from quatrain.core.reading import read_text
 from quatrain.data.records import Row
 from quatrain.evaluation.measures import Measure
@@ -61,15 +62,11 @@ class LmEvalTask(Suite):
 
     def whole(self, subject: Subject, limit: int | None) -> dict[str, Any]:
         """The result as lm-eval gives it. Raises InputError for an unknown task and without lm-eval."""
-        try:
+        with require("lm-eval:TASK", "lm-eval", "eval"):
             import lm_eval
             from lm_eval.tasks import TaskManager
 
             from quatrain.evaluation.lm_eval_model import EngineLM
-        except ImportError as error:
-            raise InputError(
-                "lm-eval:TASK needs lm-eval, which is not installed. Install it with: pip install 'quatrain[eval]'"
-            ) from error
         if not isinstance(subject, LocalSubject):
             raise InputError(f"lm-eval:{self.source} runs on a model of this machine; lm-eval has its own client of "
                              "endpoints (local-completions)")  # fmt: skip

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 from quatrain.core.settings import Listing
 from quatrain.models import text_vectors
 from quatrain.models.classic import _counts
@@ -206,13 +207,8 @@ def naive_bayes(matrix: Any, labels: Array, classes: int, strength: float) -> tu
 
 def logistic_regression(matrix: Any, labels: Array, classes: int, strength: float) -> tuple[Array, Array]:
     """Logistic regression by scikit-learn, with a squared penalty of inverse strength C."""
-    try:
+    with require("logistic_regression", "scikit-learn", "classic", ', or take classifier = "naive_bayes".'):
         from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise InputError(
-            "logistic_regression needs scikit-learn, which is not installed. Install it with: "
-            "pip install 'quatrain[classic]', or take classifier = \"naive_bayes\"."
-        ) from error
     fitted = LogisticRegression(C=strength, max_iter=1000).fit(matrix, labels)
     weight, bias = np.zeros((classes, matrix.shape[1])), np.full(classes, -1e30)
     if len(fitted.classes_) == 2:  # One row tells two classes apart.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from quatrain.core.errors import InputError
 from quatrain.core.gguf_file import GgufFile, TensorEntry
+from quatrain.core.libraries import require
 from quatrain.models.families import get_family
 from quatrain.models.gguf.architectures import architecture_named
 from quatrain.models.transformer.config import ModelConfig
@@ -119,13 +120,8 @@ class GgufTensors:
 
 
 def _dequantized(path: Path, entry: TensorEntry, data: memoryview) -> Any:
-    try:
+    with require(f"{path}: {entry.name} is in {entry.format}; decoding it", "gguf", "export"):
         from gguf import GGMLQuantizationType, quants
-    except ImportError as error:
-        raise InputError(
-            f"{path}: {entry.name} is in {entry.format}; decoding it needs gguf. Install it with: "
-            "pip install 'quatrain[export]'"
-        ) from error
     kind = GGMLQuantizationType[entry.format]
     rows = np.frombuffer(data, dtype=np.uint8).reshape(*entry.shape[:-1], -1)
     with np.errstate(all="ignore"):

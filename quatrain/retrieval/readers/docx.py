@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 from quatrain.core.reading import open_regular
 from quatrain.retrieval.documents import Heading, IndexDocument, cleaned
 from quatrain.retrieval.readers import LARGEST, Columns
@@ -18,13 +19,9 @@ SUFFIXES = (".docx",)
 
 def read(path: Path, columns: Columns) -> Iterator[IndexDocument]:
     """The one document of a Word file. Raises InputError for a damaged one, and without python-docx."""
-    try:
+    with require(f"{path}: DOCX", "python-docx", "rag"):
         import docx
         from docx.opc.exceptions import OpcError
-    except ImportError as error:
-        raise InputError(
-            f"{path}: DOCX needs python-docx, which is not installed. Install it with: pip install 'quatrain[rag]'"
-        ) from error
     with open_regular(path) as file:
         try:
             size = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())

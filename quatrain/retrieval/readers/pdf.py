@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 from quatrain.core.reading import open_regular
 from quatrain.retrieval.documents import Heading, IndexDocument, cleaned
 from quatrain.retrieval.readers import Columns
@@ -19,13 +20,9 @@ SUFFIXES = (".pdf",)
 
 def read(path: Path, columns: Columns) -> Iterator[IndexDocument]:
     """The one document of a PDF file. Raises InputError for a damaged or encrypted one, and without pypdf."""
-    try:
+    with require(f"{path}: PDF", "pypdf", "rag"):
         import pypdf
         from pypdf.errors import PyPdfError
-    except ImportError as error:
-        raise InputError(
-            f"{path}: PDF needs pypdf, which is not installed. Install it with: pip install 'quatrain[rag]'"
-        ) from error
     logging.getLogger("pypdf").setLevel(logging.ERROR)
     pages: list[str] = []
     title = ""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from quatrain.core.errors import InputError, QuatrainError
+from quatrain.core.libraries import require
 from quatrain.retrieval.stores import Batch, Counts, SourceState, StoredChunk, StoredDocument, Vectors
 
 PAGE = 256
@@ -28,13 +29,8 @@ _LOCAL: dict[str, Any] = {}
 
 def open_store(folder: Path, location: str | None, *, read_only: bool) -> QdrantStore:
     """The store at "http://HOST:6333#NAME", or "memory#NAME" in this process. Raises InputError."""
-    try:
+    with require("the store qdrant", "qdrant-client", "qdrant"):
         import qdrant_client
-    except ImportError as error:
-        raise InputError(
-            "the store qdrant needs qdrant-client, which is not installed. Install it with: "
-            "pip install 'quatrain[qdrant]'"
-        ) from error
     address, _, name = (location or "").partition("#")
     if not address or not name:
         raise InputError(f"location: {location!r}; give the address and a name, such as http://localhost:6333#notes")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 from quatrain.core.wording import format_value
 
 MOST_ANSWERS = 100
@@ -117,13 +118,8 @@ def _similar(pool: Pool) -> Rank:
 
 def _bm25(pool: Pool) -> Rank:
     """The best by BM25 (Robertson and Zaragoza 2009)."""
-    try:
+    with require('selection "bm25"', "bm25s", "rag", '; "random" and "balanced" need nothing.'):
         import bm25s
-    except ImportError as error:
-        raise InputError(
-            "selection \"bm25\" needs bm25s, which is not installed. Install it with: pip install 'quatrain[rag]'; "
-            '"random" and "balanced" need nothing.'
-        ) from error
 
     def words(texts: Sequence[str]) -> Any:
         return bm25s.tokenize(list(texts), show_progress=False, stopwords=None, return_ids=False)

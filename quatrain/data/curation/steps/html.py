@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 from quatrain.data.curation.document import Removal, SourceDocument
 from quatrain.data.curation.step import Step, StepContext, StepSettings
 
@@ -33,12 +33,8 @@ class Html(Step):
 
     def __init__(self, settings: HtmlSettings, context: StepContext):
         super().__init__(settings, context)
-        try:
+        with require("the step html", "trafilatura", "data"):
             import trafilatura
-        except ImportError as error:
-            raise InputError(
-                "the step html needs trafilatura, which is not installed. Install it with: pip install 'quatrain[data]'"
-            ) from error
         self.extract = trafilatura.extract
 
     def apply(self, document: SourceDocument) -> Removal | None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 from quatrain.core.settings import Listing, Problem, did_you_mean
 from quatrain.data.curation.document import SourceDocument
 from quatrain.data.curation.step import Limit, RuleStep, StepContext, StepSettings
@@ -46,12 +46,8 @@ class Language(RuleStep):
 
     def __init__(self, settings: LanguageSettings, context: StepContext):
         super().__init__(settings, context)
-        try:
+        with require("the step language", "lingua", "data"):
             from lingua import IsoCode639_1, LanguageDetectorBuilder
-        except ImportError as error:
-            raise InputError(
-                "the step language needs lingua, which is not installed. Install it with: pip install 'quatrain[data]'"
-            ) from error
         names = sorted({*settings.languages, *settings.candidates})
         codes = [IsoCode639_1.from_str(name) for name in names]
         # The models of 3-grams alone: an eighth of the memory, and as good on 100 characters and more.

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 from quatrain.data.curation.arrays import Array, join_arrays
 from quatrain.data.curation.document import Removal, SourceDocument, content_key
 from quatrain.data.curation.step import Collector, CorpusStep, StepContext, StepSettings
@@ -76,12 +76,8 @@ class Signatures(Collector):
     """The minima of each document (N, P) uint32, its number of words, and its key."""
 
     def __init__(self, ngram: int, permutations: int, seed: int):
-        try:
+        with require("the step near_duplicates", "rensa", "data"):
             from rensa import RMinHash
-        except ImportError as error:
-            raise InputError(
-                "near duplicates need rensa, which is not installed. Install it with: pip install 'quatrain[data]'"
-            ) from error
         self.digest = RMinHash.digest_matrix_from_flat_token_hashes
         self.ngram, self.permutations, self.seed = ngram, permutations, seed
         self.hashes = word_hashes()

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from quatrain.core.atomic import write_json
 from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 from quatrain.core.settings import Settings
 from quatrain.data.curation.arrays import Array, named_array, write_array
 from quatrain.data.curation.document import Removal, SourceDocument, content_key
@@ -110,13 +111,8 @@ class QualityClassifier(RuleStep):
 
 def vectorizer() -> Any:
     """Words and pairs of words as hashed features. Raises InputError without scikit-learn."""
-    try:
+    with require("the step quality_classifier", "scikit-learn", "classic"):
         from sklearn.feature_extraction.text import HashingVectorizer
-    except ImportError as error:
-        raise InputError(
-            "the step quality_classifier needs scikit-learn, which is not installed. Install it with: pip install "
-            "'quatrain[classic]'"
-        ) from error
     return HashingVectorizer(n_features=FEATURES, ngram_range=(1, 2), alternate_sign=False, norm="l2")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 from quatrain.data.curation.document import Removal, SourceDocument
 from quatrain.data.curation.step import Step, StepContext, StepSettings
 
@@ -31,12 +31,8 @@ class Unicode(Step):
 
     def __init__(self, settings: UnicodeSettings, context: StepContext):
         super().__init__(settings, context)
-        try:
+        with require("the step unicode", "ftfy", "data"):
             import ftfy
-        except ImportError as error:
-            raise InputError(
-                "the step unicode needs ftfy, which is not installed. Install it with: pip install 'quatrain[data]'"
-            ) from error
         form: Any = None if settings.normalization == "none" else settings.normalization
         self.config = ftfy.TextFixerConfig(normalization=form, uncurl_quotes=settings.quotes, explain=False)
         self.fix = ftfy.fix_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from quatrain.core.errors import InputError
+from quatrain.core.libraries import require
 from quatrain.data.curation.document import Removal, SourceDocument
 from quatrain.data.curation.step import Step, StepContext, StepSettings
 
@@ -35,13 +35,8 @@ class WikiMarkup(Step):
 
     def __init__(self, settings: WikiMarkupSettings, context: StepContext):
         super().__init__(settings, context)
-        try:
+        with require("the step wiki_markup", "gensim", "classic"):
             from gensim.corpora.wikicorpus import filter_wiki
-        except ImportError as error:
-            raise InputError(
-                "the step wiki_markup needs gensim, which is not installed. Install it with: pip install "
-                "'quatrain[classic]'"
-            ) from error
         self.plain = filter_wiki
 
     def apply(self, document: SourceDocument) -> Removal | None:
