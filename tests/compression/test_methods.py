@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -16,10 +17,13 @@ from quatrain.adapters.settings import AdapterSettings
 from quatrain.compression import layer as layers
 from quatrain.compression import methods
 from quatrain.compression.methods import METHODS
+from quatrain.compression.settings import BITS, Method
 from quatrain.core.errors import InputError
+from quatrain.loading.merging import OF_BITS
 from quatrain.loading.model import load_model
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.config import ModelConfig
+from quatrain.runs.stages.quantize import QuantizeStage
 
 WEIGHT_ONLY = [method for method in METHODS if method != "w8a8"]
 """Methods that leave the inputs of a layer as they are."""
@@ -225,3 +229,15 @@ def test_one_disturbed_turn_does_not_decide_which_way_is_faster(monkeypatch: pyt
     turns["plain"] = iter([1.0] * 5)
     assert not layers.is_faster(lambda: way("slow"), lambda: way("plain"), torch.float32)
     assert len(list(turns["slow"])) == 9 - 1 - 2, "one that is slow twice is not waited for"
+
+
+def test_options_and_settings_name_every_method_and_no_other() -> None:
+    """One list for `--quantize` of every verb, for the stage, and for the bits that a server counts with."""
+    from quatrain.cli.predict import RunningOptions
+    from quatrain.cli.sampling import LoadingOptions
+    from quatrain.cli.suites import SuiteOptions
+
+    assert set(get_args(Method)) == set(METHODS) == set(BITS) == set(OF_BITS)
+    for options in (LoadingOptions, RunningOptions, SuiteOptions):
+        assert get_type_hints(options)["quantize"] == Method | None
+    assert get_args(QuantizeStage.model_fields["method"].annotation) == get_args(Method)
