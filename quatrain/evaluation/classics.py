@@ -78,15 +78,10 @@ def mean_feature_classifier(
 
     Recordings are features (bands, frames). Raises InputError where scikit-learn is not installed.
     """
-    try:
+    with require("logistic regression", "scikit-learn", "classic"):
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
-    except ImportError as error:
-        raise InputError(
-            "Logistic regression needs scikit-learn, which is not installed. Install it with: "
-            "pip install 'quatrain[classic]'"
-        ) from error
 
     def table(rows: Sequence[np.ndarray]) -> np.ndarray:
         return np.stack([np.concatenate([row.mean(1), row.std(1)]) for row in rows])
