@@ -47,7 +47,7 @@ def make(place, tokenizer, family="llama", head="causal", changes=None, **sizes)
 
 
 def test_the_targets_are_found_by_their_place():
-    assert sorted(exporters()) == ["gguf", "hf", "mlx", "ollama", "onnx"]
+    assert sorted(exporters()) == ["gguf", "gguf-adapter", "hf", "mlx", "ollama", "onnx"]
 
 
 @pytest.mark.parametrize(

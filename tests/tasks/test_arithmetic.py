@@ -42,7 +42,7 @@ def test_only_the_sum_itself_is_right():
 
 
 def test_recipes_name_the_task():
-    assert generating_names() == ["arithmetic", "calculation"]
+    assert generating_names() == ["arithmetic", "calculation", "database-answers"]
     assert SPEC.generates(DataSettings(task="arithmetic"))
     assert not SPEC.generates(DataSettings(database="shop"))
     with pytest.raises(InputError, match='"arithmetics"; must be one of arithmetic'):
