@@ -19,7 +19,7 @@ def export(
     force: bool = False,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
-    """Export a model to another program's format: gguf, ollama, onnx, mlx or hf.
+    """Export a model to another program's format: gguf, gguf-adapter, ollama, onnx, mlx, hf.
 
     The written files are opened again: in this package, and in llama.cpp or ONNX Runtime if installed. Their token
     ids, logits, greedy ids and stop tokens are compared with the model's. Files that differ are refused.
@@ -29,7 +29,7 @@ def export(
     model
         A model folder, a run, a hub id, an adapter (which is merged into its base) or a .gguf file.
     to
-        The target: gguf, ollama, onnx, mlx or hf.
+        The target: gguf, gguf-adapter, ollama, onnx, mlx or hf.
     out
         The folder to write; it must be new or empty. By default beside the model, with the target's name.
     format
