@@ -260,7 +260,7 @@ def _inputs(
     from quatrain.tasks.pipelines.files import is_file, of_lines, read_inputs
 
     examples: Iterator[tuple[str, Input]]
-    if pipe.fields[0].kind == "file":
+    if pipe.fields[0].kind == "file":  # The task reads the file itself, and says what is wrong with it.
         examples = iter([(source, source)])
     elif source == "-":
         examples = of_lines(input_lines(), "standard input")

@@ -69,9 +69,11 @@ def settle(config: dict[str, Any], head: str | None = None) -> ModelConfig | Non
         said = ids if found.architecture == "encoder-decoder" else None
         if found.pooling == "eos" and found.head == "sequence_classification":
             return found  # reads the end token of a text
-        if (frontend := found.frontend) is not None:
+        tower = found if found.image_tower is None else found.image_tower
+        if (frontend := tower.frontend) is not None:
+            text = None if tower is found else torch.full((1, 1), model.config.eos_token_id)
             with torch.inference_mode():
-                model(features=torch.zeros(1, *frontend.input_shape), decoder_input_ids=said)
+                model(text, features=torch.zeros(1, *frontend.input_shape), decoder_input_ids=said)
             return found
         with torch.inference_mode():
             model(ids[:, None] if found.head == "multiple_choice" else ids, decoder_input_ids=said)

@@ -17,6 +17,11 @@ TINY: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 TINY["vit"] = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
                "image_size": 8, "patch_size": 4}  # fmt: skip
+TINY["clip_vision_model"] = TINY["vit"] | {"projection_dim": 4}
+TINY["clip_text_model"] = USUAL_TEXT = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
+                                        "num_attention_heads": 2, "projection_dim": 4}  # fmt: skip
+TINY["clip"] = {"text_config": USUAL_TEXT | {"vocab_size": 32}, "vision_config": TINY["clip_vision_model"],
+                "projection_dim": 4}  # fmt: skip
 TINY["deit"] = TINY["ijepa"] = TINY["vit"]
 TINY["deberta-v2"] = {
     "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -47,7 +52,7 @@ MORE_GROUPED += ("ministral", "ministral3")
 
 def tiny(name: str) -> dict[str, Any]:
     config = {"model_type": name, "vocab_size": 32, **TINY.get(name, USUAL)}
-    if name in ("vit", "deit", "ijepa"):
+    if name in ("vit", "deit", "ijepa", "clip_vision_model", "clip"):
         del config["vocab_size"]
     config |= EXPERTS.get(name, {})
     if name in (*GROUPED, *MORE_GROUPED):

@@ -26,7 +26,8 @@ from quatrain.planning.counts import built
 
 ORDER = (
     "embed_tokens", "frontend", "embed_positions", "embed_token_types", "project_in", "embedding_norm", "encoder",
-    "relative_bias", "layers", "norm", "project_out", "transform", "pooler", "score", "distillation_score", "lm_head",
+    "relative_bias", "layers", "norm", "project_out", "transform", "pooler", "projection", "score",
+    "distillation_score", "lm_head", "image_tower",
 )  # fmt: skip
 """The modules of a model and of a stack, in the order of the forward pass."""
 

@@ -19,6 +19,7 @@ HEADS = {
     "multiple_choice": "a score for every choice",
     "image_classification": "a label for the picture",
     "distilled_classification": "a label for the picture, the mean of two classifiers",
+    "contrastive": "how well each text describes each picture",
     "embedding": "one vector for the text",
     "value": "a value at every position",
     "none": "hidden states",

@@ -13,7 +13,8 @@ REASONS: Mapping[str, tuple[str, ...]] = {
         "layerdrop", "mlp_dropout", "qa_dropout", "resid_pdrop", "seq_classif_dropout", "summary_first_dropout",
     ),
     "initialization: the weights are read from the files": (
-        "initializer_cutoff_factor", "initializer_factor", "rescale_prenorm_residual", "sinusoidal_pos_embds",
+        "initializer_cutoff_factor", "initializer_factor", "logit_scale_init_value", "rescale_prenorm_residual",
+        "sinusoidal_pos_embds",
         "time_step_floor", "time_step_max", "time_step_min", "time_step_rank",
     ),
     "implementation options that change speed or memory, not the result": (
@@ -57,6 +58,7 @@ REASONS: Mapping[str, tuple[str, ...]] = {
         "student_encoder_layers", "task_specific_params", "tie_weights_", "tokenizer_class", "transformers.js_config",
         "transformers_version",
     ),
+    "repeats a part of the config.json, under an old name": ("text_config_dict", "vision_config_dict"),
     "the inverse of id2label": ("label2id",),
     "repeats the number of labels": ("_num_labels",),
     "Python code in the folder, which is never run": ("auto_map",),

@@ -127,6 +127,7 @@ FIELDS: Mapping[str, ValueType] = {
     "tie_word_embeddings": FLAG,
     "feed_forward_bias": FLAG,
     "pooler_bias": FLAG,
+    "projection_size": SIZE,
     "activation": TEXT,
 }
 """Types of `ModelConfig` fields that a family maps to one key."""
@@ -226,6 +227,10 @@ READ: Mapping[str, ValueType] = {
     "pos_att_type": TEXT_OR_TEXTS,
     "position_biased_input": FLAG,
     "position_buckets": WHOLE,
+    "projection_dim": SIZE,
+    "text_config": TABLE,
+    "vision_config": TABLE,
+    "vocab_size": SIZE,
     "pretraining_tp": SIZE,
     "q_lora_rank": SIZE,
     "qk_dim_factor": POSITIVE,

@@ -273,7 +273,7 @@ def save(
             config |= entries(model)
             break
     write_json(folder / "config.json", config)
-    if model.config.head == "embedding":
+    if model.config.head == "embedding" and not model.config.projection_size:
         sentence_transformers.write(folder, model.config)
     asked = {key: config.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")}
     legacy = {key: model.config.extra[key] for key in sorted(GENERATION & model.config.extra.keys())}

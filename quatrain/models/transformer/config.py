@@ -43,6 +43,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "image_classification",
         "distilled_classification",
         "replaced_tokens",
+        "contrastive",
         "embedding",
         "value",
         "none",
@@ -418,6 +419,11 @@ class ModelConfig:
     """How vectors are made of what is not a token (pictures, sound); None: the model reads tokens alone. A model
     without a vocabulary (`vocab_size` 0) reads nothing else; of an encoder-decoder the encoder reads it."""
 
+    image_tower: ModelConfig | None = None
+    """A second transformer whose vectors are compared with those of this one (CLIP)."""
+    projection_size: int = 0
+    """Width of the projection of the pooled state of an embedding; 0: it is not projected."""
+
     initializer_range: float = 0.02
     dropout: float = 0.0
     """Dropout probability of the embedding and of each residual branch, in training."""
@@ -465,6 +471,7 @@ class ModelConfig:
             "position_offset",
             "max_text_length",
             "encoder_vocab_size",
+            "projection_size",
         ):
             if getattr(self, name) != 0 and not is_size(getattr(self, name)):
                 wrong.append(name)

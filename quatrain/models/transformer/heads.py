@@ -22,6 +22,9 @@ from quatrain.models.transformer.norms import make_norm
 IGNORE_INDEX = -100
 """The label of positions that are excluded from the loss."""
 
+LOG_SCALE = 2.6592
+"""The first logarithm of the factor of similarities: ln(1 / 0.07)."""
+
 LARGE_VOCABULARY = 4096
 """The smallest vocabulary for which `CrossEntropyFunction` is faster than PyTorch's cross-entropy."""
 
@@ -71,6 +74,31 @@ def make_distillation_score(config: ModelConfig) -> nn.Linear | None:
     if config.head != "distilled_classification":
         return None
     return nn.Linear(config.output_hidden_size, config.num_labels, bias=config.score_bias)
+
+
+def make_projection(config: ModelConfig) -> nn.Linear | None:
+    """The projection of the pooled state of an embedding, or None."""
+    if not config.projection_size or config.head not in ("embedding", "contrastive"):
+        return None
+    return nn.Linear(config.output_hidden_size, config.projection_size, bias=False)
+
+
+def contrastive_loss(logits: Tensor, matches: Tensor) -> Tensor:
+    """The loss (B) of similarities (B, B) of texts and pictures: the mean of both cross-entropies of each pair.
+
+    `matches` (B, B) is 1 where a text describes a picture; several may, and share the probability then. Raises
+    InputError for labels of another shape, and rows without a match.
+    """
+    _check_labels(matches, logits.shape, "1 for each text and picture that belong together", integers=False)
+    wanted = matches.float()
+    if logits.shape[0] != logits.shape[1] or not bool((wanted.sum(0) > 0).all() and (wanted.sum(1) > 0).all()):
+        raise InputError("labels: have a text or a picture that belongs to none; must be pairs.")
+    logits = logits.float()
+    parts = [
+        -(scores.log_softmax(-1) * target / target.sum(-1, keepdim=True)).sum(-1)
+        for scores, target in ((logits, wanted), (logits.t(), wanted.t()))
+    ]
+    return (parts[0] + parts[1]) / 2
 
 
 def pool(hidden: Tensor, config: ModelConfig, input_ids: Tensor | None, segments: Tensor | None) -> Tensor:

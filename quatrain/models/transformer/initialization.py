@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.heads import LOG_SCALE
 from quatrain.models.transformer.norms import RMSNorm
 
 ZERO = ("o_proj.weight", "down_proj.weight")
@@ -42,6 +43,8 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int = 0, *, only: Co
                 parameter.fill_(0.0 if leaf == "bias" else 1.0 - offset)
             elif (value := _own_value(modules[owner.rstrip(".")], leaf, generator)) is not None:
                 parameter.copy_(value)
+            elif name == "log_scale":
+                parameter.fill_(LOG_SCALE)
             elif leaf in ("bias", "sinks") or name.endswith(ZERO) or name == "lm_head.weight":
                 parameter.zero_()
             elif (deviation := _deviation(name, config)) is not None:

@@ -59,8 +59,8 @@ EncoderFamily = Literal[
 EncoderDecoderFamily = Literal["t5", "mt5", "bart", "marian"]
 """Encoder-decoder families."""
 
-VisionFamily = Literal["vit", "deit", "ijepa"]
-"""Families that read pictures; a vision stage trains them."""
+VisionFamily = Literal["vit", "deit", "ijepa", "clip"]
+"""Families that read pictures; the stages vision and image-text train them."""
 
 SpeechFamily = Literal["whisper"]
 """Families whose encoder reads sound; a speech stage trains them."""

@@ -79,6 +79,13 @@ class Model(Stack):
         self.pooler = heads.make_pooler(config)
         self.score = heads.make_score(config)
         self.distillation_score = heads.make_distillation_score(config)
+        self.projection = heads.make_projection(config)
+        self.image_tower: Any = None
+        self.log_scale: nn.Parameter | None = None
+        """The logarithm of the factor of similarities, learned (CLIP)."""
+        if config.image_tower is not None:
+            self.image_tower = Model(config.image_tower)
+            self.log_scale = nn.Parameter(torch.tensor(heads.LOG_SCALE))
         self.lm_head: nn.Linear | None = None
         if config.head in LANGUAGE_HEADS:
             self.lm_head = nn.Linear(width, config.vocab_size, bias=config.head_bias == "learned")
@@ -136,6 +143,7 @@ class Model(Stack):
         | multiple_choice, input_ids (B, C, T) | (B, C) | (B) | (B) |
         | image_classification | (B, L) | as sequence_classification | (B) |
         | distilled_classification | (B, L), the mean of two | (B, 2): the label and the teacher's | (B) |
+        | contrastive | (B, N): texts by pictures | (B, B): 1 for pairs | (B) |
         | embedding | (B, hidden_size), pooled | | |
         | replaced_tokens | (B, T) | (B, T): 1 where a token was replaced | (B, T) |
         | value | (B, T) | (B, T), NaN where unknown | (B, T) |
@@ -145,6 +153,8 @@ class Model(Stack):
         """
         if self.config.head == "multiple_choice" and input_ids is not None:
             return self._score_choices(input_ids, labels, segments, token_types)
+        if self.config.head == "contrastive":
+            return self._compare(input_ids, labels, segments, more.get("features"))
         if self.encoder is not None and decoder_input_ids is None:
             if self.config.head != "seq2seq" and decoder_segments is None:
                 decoder_segments = segments
@@ -275,7 +285,7 @@ class Model(Stack):
         Raises InputError for labels of a head that has none, and for labels that do not fit the logits.
         """
         config = self.config
-        if labels is not None and config.head in ("none", "embedding"):
+        if labels is not None and config.head in ("none", "embedding", "contrastive"):
             raise InputError(f"This model has the head {config.head}, which has no labels.")
         if config.head == "none":
             return hidden, None
@@ -289,7 +299,8 @@ class Model(Stack):
         if config.head in ("token_classification", "question_answering", "value", "replaced_tokens"):
             return self._label_tokens(hidden, labels, segments)
         pooled = heads.pool(hidden, config, input_ids, segments)
-        if config.head == "embedding":
+        if config.head in ("embedding", "contrastive"):
+            pooled = pooled if self.projection is None else self.projection(pooled)
             return F.normalize(pooled, dim=-1) if config.normalize_embedding else pooled, None
         logits = self._score(pooled if self.pooler is None else self.pooler(pooled))
         return logits, None if labels is None else heads.label_loss(logits, labels, config.problem_type)
@@ -335,6 +346,28 @@ class Model(Stack):
             return values, None if labels is None else heads.value_loss(values, labels)
         loss = heads.span_loss if self.config.head == "question_answering" else heads.token_loss
         return logits, None if labels is None else loss(logits, labels)
+
+    def text_vectors(self, input_ids: Tensor, segments: Tensor | None = None) -> Tensor:
+        """The vectors (B, projection_size) of texts, of length 1, for a model with an image tower."""
+        vectors: Tensor = self.head(self.hidden_states(input_ids, segments=segments), None, input_ids, segments)[0]
+        return vectors
+
+    def image_vectors(self, features: Tensor) -> Tensor:
+        """The vectors (N, projection_size) of pictures, of length 1. Raises InputError without an image tower."""
+        if self.image_tower is None:
+            raise InputError(f"features: a {self.config.family} model has no image tower.")
+        vectors: Tensor = self.image_tower(features=features)[0]
+        return vectors
+
+    def _compare(
+        self, input_ids: Tensor | None, labels: Tensor | None, segments: Tensor | None, features: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The similarities of texts and pictures, and the loss of pairs."""
+        if features is None or self.log_scale is None:
+            raise InputError("This model compares texts with pictures: give input_ids and features.")
+        texts = self.text_vectors(self._require_ids(input_ids), segments)
+        logits = texts @ self.image_vectors(features).t() * self.log_scale.exp()
+        return logits, None if labels is None else heads.contrastive_loss(logits, labels)
 
     def _classify_twice(self, hidden: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """DeiT's two classifiers: the class token learns the label, the distillation token the teacher's (B, 2)."""

@@ -8,10 +8,12 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from quatrain.core.settings import Listing, Problem
-from quatrain.models.transformer.settings import VISION
 from quatrain.runs.settings import RecipeSettings, StageSettings
 from quatrain.runs.stage import Lesson, StageSpec, deferred
 from quatrain.training.settings import TrainSettings
+
+CLASSIFIERS = ("vit", "deit", "ijepa")
+"""The families that learn the classes of pictures."""
 
 
 class VisionStage(StageSettings):
@@ -45,8 +47,8 @@ def conflicts(settings: VisionStage, recipe: RecipeSettings, index: int) -> Iter
     """A family that reads no pictures, and a teacher for one without a distillation token."""
     if recipe.model.folder is not None:
         return
-    if recipe.model.family not in VISION:
-        known = ", ".join(VISION)
+    if recipe.model.family not in CLASSIFIERS:
+        known = ", ".join(CLASSIFIERS)
         yield Problem(("model", "family"), f'"{recipe.model.family}"; a vision stage needs one of {known}')
     elif settings.teacher is not None and recipe.model.family != "deit":
         text = f'"{settings.teacher}"; only family = "deit" has a distillation token'

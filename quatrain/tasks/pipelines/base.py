@@ -91,10 +91,14 @@ class Pipeline(ABC):
     reads_ahead: ClassVar[int] = 1
     """Batches of a list that `predict_batch` gets at once; their logits are in memory together."""
 
+    needs_tokenizer: ClassVar[bool] = True
+    """Whether the inputs or the outputs are texts."""
+
     def __init__(self, subject: Subject, *, name: str = "", batch_size: int = BATCH, **options: Any):
-        if subject.tokenizer is None:
+        if subject.tokenizer is None and self.needs_tokenizer:
             raise InputError("The model has no tokenizer: a text cannot be read without its tokens.")
-        self.subject, self.model, self.tokenizer = subject, subject.model.eval(), subject.tokenizer
+        self.subject, self.model = subject, subject.model.eval()
+        self.tokenizer: Any = subject.tokenizer
         self.name = name or self.task
         self.batch_size = self._rows_at_once = _checked_size(batch_size)
         defaults = self.named(self.name)
@@ -127,6 +131,13 @@ class Pipeline(ABC):
     def limit(self) -> int:
         """The longest text in tokens, special tokens included."""
         return int(self.config.context_length)
+
+    @cached_property
+    def processor(self) -> Any:
+        """What prepares pictures or sound for the model. Raises InputError for a folder without its file."""
+        if (found := self.subject.processor()) is None:
+            raise InputError("The model has no preprocessor_config.json, which says how its inputs are prepared.")
+        return found
 
     @cached_property
     def reader(self) -> TextObjective:

@@ -91,7 +91,7 @@ def _value(row: Mapping[str, Any], field: Field, column: str, place: str) -> Any
         value = [row[name] for name in column.split(",")]
     else:
         raise InputError(f"{place}: no column {column!r}; the columns are {', '.join(map(repr, row))}")
-    if field.kind in ("messages", "any"):
+    if field.kind in ("messages", "any", "file"):
         return value
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(each, str) and each.strip() for each in texts) or not texts:

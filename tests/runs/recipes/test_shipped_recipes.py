@@ -42,6 +42,11 @@ CASES = {
     "translate-rnn": [*NARROW, *TUNED, "tokenizer.vocab_size=1024"],
     "elmo": [*NARROW, *READS, *SHORT, *TUNED, "data.source=ud-ewt-dev", "model.classic.tagger_size=16"],
     "tfidf": ["tokenizer.vocab_size=2000", "evaluate.examples=6"],
+    "digits": [
+        *TINY[:-1],
+        "stage.vision.patch_size=16",
+        *(f"stage.vision.train.{key}" for key in ("epochs=none", "steps=2", "warmup_steps=1", "evaluate_every=1")),
+    ],
     "ngram": ["data.source=the-verdict", "evaluate.max_new_tokens=4"],
     "residues": [*TINY, *SHORT],
     "gpt-pretrain": [*TINY, *STORY, *SHORT, "tokenizer.vocab_size=512"],
@@ -184,9 +189,9 @@ QUICK = ["gpt-pretrain", "bert-pretrain", "t5-pretrain", "sentiment", "ner"]
 ELSEWHERE = {"agent", "tool-sft", "quickstart", "sherlock", "shakespeare-char", "arithmetic-grpo", "calculator-grpo",
              "sentiment-gpt2", "sentiment-ppo", "sentiment-control", "grpo-sql", "ladder", "activity", "word2vec",
              "dialogue-prompting", "soft-hard", "sql-agent-grpo", "rag", "curated", "project", "contacts",
-             "spoken-digits"}  # fmt: skip
-"""Recipes that the tests of the README, the quickstart, word vectors, agents, alignment, prompting, projects, and of
-the stages grpo, ladder, series, contacts, speech, curate and retrieval run."""
+             "spoken-digits", "images", "clip-shapes"}  # fmt: skip
+"""Recipes that the tests of the README, the quickstart, word vectors, agents, alignment, prompting, projects and
+pictures, and of the stages grpo, ladder, series, contacts, speech, curate and retrieval run."""
 
 
 def test_every_recipe_is_run_somewhere() -> None:

@@ -1,0 +1,70 @@
+"""Pictures and their captions: each must find the other in the batch (CLIP, Radford et al. 2021, arXiv 2103.00020)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quatrain.data.batches import TokenBatch
+from quatrain.data.image_text import ImageTextProcessor
+from quatrain.data.pictures import Picture
+from quatrain.training.objectives.base import Loss, check_head
+from quatrain.training.objectives.images import PreparedPictures
+
+LARGEST_LOG_SCALE = math.log(100)
+"""CLIP's limit of the factor of similarities."""
+ROWS = 256
+"""Pictures or texts that are embedded at once."""
+
+
+class ImageText:
+    """Pictures with captions. All pictures of one caption belong to it: none is a wrong answer to its own text."""
+
+    def __init__(self, processor: ImageTextProcessor, *, length: int):
+        self.processor, self.length = processor, length
+        self.prepared = PreparedPictures(processor.images)
+
+    def collate(self, examples: Sequence[Picture]) -> TokenBatch:
+        """Captions (B, T) and pictures (B, 3, H, W), with the labels (B, B): 1 where the captions are equal."""
+        said = [picture.caption for picture in examples]
+        ids, mask = map(torch.from_numpy, self.processor.ids(said, self.length))
+        labels = torch.tensor([[float(one == other) for other in said] for one in said])
+        return TokenBatch.of(ids, labels, segments=mask, features=self.features(examples))
+
+    def features(self, examples: Sequence[Picture]) -> Tensor:
+        """The pictures (B, 3, H, W) of examples."""
+        pixels = np.stack([self.prepared.pixels(picture) for picture in examples])
+        return torch.from_numpy(self.processor.images.scale(pixels))
+
+    def loss(self, model: Any, batch: TokenBatch) -> Loss:
+        """The mean of both cross-entropies summed over the pairs, their number, and the texts that find a picture."""
+        check_head(model, "contrastive")
+        with torch.no_grad():
+            scale = getattr(model, "module", model).log_scale
+            scale.clamp_(max=LARGEST_LOG_SCALE)
+        logits, loss = model(labels=batch.labels, **batch.inputs)
+        best = logits.detach().argmax(1, keepdim=True)
+        return loss.sum(), len(batch.labels), {"accuracy": batch.labels.gather(1, best).sum()}
+
+
+@torch.no_grad()
+def text_vectors(model: Any, processor: ImageTextProcessor, texts: Sequence[str]) -> Tensor:
+    """The vectors (N, P) of texts, of length 1, on the CPU."""
+    parts = []
+    for start in range(0, len(texts), ROWS):
+        ids, mask = processor.ids(texts[start : start + ROWS], model.config.context_length)
+        sides = (torch.from_numpy(each).to(model.device) for each in (ids, mask))
+        parts.append(model.text_vectors(*sides).float().cpu())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def image_vectors(model: Any, features: Tensor) -> Tensor:
+    """The vectors (N, P) of prepared pictures (N, 3, H, W), of length 1, on the CPU."""
+    parts = [model.image_vectors(part.to(model.device)).float().cpu() for part in features.split(ROWS)]
+    return torch.cat(parts)
