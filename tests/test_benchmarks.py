@@ -27,6 +27,7 @@ QUICK = {
     "passes.py": [],
     "startup.py": [],
     "recurrence.py": ["--families", "mamba2"],
+    "experts.py": ["--families", "qwen3_moe"],
     "families.py": ["--families", "llama", "--dtypes", "bfloat16"],
     "load_memory.py": [],
     "trainer.py": [],

@@ -35,7 +35,7 @@ TOLERANCES = {
     "Q4_K": 0.5, "Q4_1": 0.5, "Q4_0": 0.5, "Q3_K": 0.8, "Q2_K": 1.0,
 }  # fmt: skip
 """The largest allowed change of a logit, as a share of the largest: several times what these formats usually change."""
-KEPT = ("position_embd", "token_types", "rel_b", "rope_", "cls")
+KEPT = ("position_embd", "token_types", "rel_b", "rope_", "cls", "ffn_gate_inp")
 """Parts of names of tensors that stay in float32, as in llama.cpp."""
 
 

@@ -45,6 +45,8 @@ CASES = {
     "mistral": ("mistral", "causal", GROUPED, {"sliding_window": None}),
     "qwen2": ("qwen2", "causal", GROUPED, {}),
     "qwen3": ("qwen3", "causal", GROUPED | {"head_dim": 16}, {}),
+    "qwen2 experts": ("qwen2_moe", "causal", GROUPED, {"norm_topk_prob": False}),
+    "qwen3 experts": ("qwen3_moe", "causal", GROUPED | {"head_dim": 16}, {}),
     "gemma2": ("gemma2", "causal", GROUPED, GEMMA),
     "gemma3": ("gemma3_text", "causal", GROUPED | {"num_hidden_layers": 7}, GEMMA),
     "phi": ("phi", "causal", {}, {}),

@@ -24,6 +24,7 @@ from quatrain.models.transformer.experts import (
 from quatrain.models.transformer.stack import Model
 from quatrain.training.objectives import Causal
 
+WEIGHTS = "model.safetensors"
 TOKENS, WIDTH, EXPERTS = 40, 8, 6
 
 
@@ -222,3 +223,49 @@ def test_what_cannot_be_built_is_told_at_once():
     with pytest.raises(InputError, match="feed_forward: 'plain'"):
         get_family("mixtral").from_hf(tiny("mixtral")).replace(feed_forward="plain")
     assert isinstance(mixture()[0].layers[0].mlp, MixtureOfExperts)
+
+
+def test_layers_of_further_tokens_are_kept_and_written_back(tmp_path):
+    """DeepSeek-V3's files end with a layer that predicts the token after the next: unused here, and not lost."""
+    from safetensors.torch import load_file, save_file
+
+    from quatrain.models.io import model_folder
+
+    config = get_family("deepseek_v3").from_hf(tiny("deepseek_v3") | {"num_nextn_predict_layers": 1})
+    model_folder.save(Model(config).initialize(0), tmp_path / "plain")
+    tensors = load_file(tmp_path / "plain" / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    further = {
+        f"model.layers.{config.num_hidden_layers}.{name}": torch.randn(4, 4, generator=generator)
+        for name in ("eh_proj.weight", "enorm.weight", "self_attn.o_proj.weight", "shared_head.head.weight")
+    }
+    save_file(tensors | further, tmp_path / "plain" / "model.safetensors", {"format": "pt"})
+    model = model_folder.load(tmp_path / "plain")
+    assert set(model.unused_tensors) == set(further)
+    assert model.num_parameters() == sum(weight.numel() for weight in Model(config).parameters())
+    model_folder.save(model, tmp_path / "again")
+    written = load_file(tmp_path / "again" / "model.safetensors")
+    assert written.keys() == tensors.keys() | further.keys()
+    assert all(torch.equal(written[name], tensor) for name, tensor in (tensors | further).items())
+    assert model_folder.read_config(tmp_path / "again")["num_nextn_predict_layers"] == 1
+    save_file(tensors | {"model.layers.0.surprise": further[next(iter(further))]}, tmp_path / "plain" / WEIGHTS)
+    with pytest.raises(InputError, match="surprise: unexpected"):
+        model_folder.load(tmp_path / "plain")
+
+
+def test_a_step_reads_the_used_experts_alone_and_a_cache_is_small():
+    """Decoding with latent attention: the absorbed step gives what a whole reading gives, from the small cache."""
+    from quatrain.models.transformer.kv_cache import KVCache
+
+    config = get_family("deepseek_v3").from_hf(tiny("deepseek_v3"))
+    model = Model(config).initialize(0).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * 0.2)
+    ids = torch.randint(0, 32, (2, 9), generator=torch.Generator().manual_seed(0))
+    cache = KVCache(config, 2, 9)
+    with torch.inference_mode():
+        model(ids[:, :6], cache=cache)
+        steps = [model(ids[:, place : place + 1], cache=cache)[0] for place in range(6, 9)]
+        torch.testing.assert_close(torch.cat(steps, 1), model(ids)[0][:, 6:], atol=1e-5, rtol=1e-5)
+    assert cache.nbytes == 2 * 2 * 9 * (4 + 2) * 4  # layers, rows, tokens, kv_rank + rope_dim, bytes

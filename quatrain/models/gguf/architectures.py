@@ -19,9 +19,9 @@ from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value
 from quatrain.models.families import Family, get_family
 from quatrain.models.families.fresh import fresh_config
-from quatrain.models.families.weights import Operation, Rename, Split, expand
+from quatrain.models.families.weights import Operation, Rename, Split, Stacked, expand
 from quatrain.models.gguf.operations import Interleaved, PlusOne, SkippedRows
-from quatrain.models.transformer.config import ModelConfig, RotaryScaling
+from quatrain.models.transformer.config import ExpertsConfig, ModelConfig, RotaryScaling
 from quatrain.models.transformer.positions import inverse_frequency
 
 Metadata = Mapping[str, Any]
@@ -90,6 +90,17 @@ def _llama(config: ModelConfig) -> list[Operation]:
 
 def _qwen(config: ModelConfig) -> list[Operation]:
     return named(EMBEDDINGS, ATTENTION | FEED_FORWARD | HEAD_NORMS)
+
+
+def _qwen_moe(config: ModelConfig) -> list[Operation]:
+    experts: list[Operation] = [
+        Stacked(f"blk.{{n}}.ffn_{name}_exps.weight", (f"layers.{{n}}.mlp.experts.{{x}}.{name}_proj.weight",))
+        for name in ("gate", "up", "down")
+    ]
+    shared = {f"ffn_{name}_shexp": f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down")}
+    router = {"ffn_gate_inp": "mlp.gate", "ffn_gate_inp_shexp": "mlp.shared_expert_gate"}
+    norm = {"ffn_norm": FEED_FORWARD["ffn_norm"]}
+    return [*named(EMBEDDINGS, ATTENTION | norm | HEAD_NORMS | shared | router), *experts]
 
 
 def _gemma(config: ModelConfig) -> list[Operation]:
@@ -399,6 +410,55 @@ def _read_biases(own: Metadata) -> dict[str, Any]:
     }
 
 
+def _expert_limits(normalized: bool) -> Callable[[ModelConfig], Iterator[str]]:
+    """What llama.cpp fixes for Qwen's mixtures: experts in every layer, and whether their weights are normalized."""
+
+    def limits(config: ModelConfig) -> Iterator[str]:
+        experts = config.experts
+        if experts is not None and experts.dense_layers:
+            yield "mlp_only_layers, decoder_sparse_step: llama.cpp has experts in every layer"
+        if experts is not None and experts.renormalize != normalized:
+            yield f"norm_topk_prob {experts.renormalize}: llama.cpp computes {normalized} for {config.family}"
+        yield from _ignores_windows(config)
+
+    return limits
+
+
+def _write_experts(config: ModelConfig) -> dict[str, Any]:
+    experts = config.experts
+    if experts is None:
+        return {}
+    shared = experts.shared_intermediate_size
+    return {
+        "expert_count": experts.num_experts,
+        "expert_used_count": experts.experts_per_token,
+        "expert_feed_forward_length": experts.intermediate_size,
+    } | ({"expert_shared_feed_forward_length": shared} if shared else {})
+
+
+def _read_experts(normalized: bool) -> Callable[[Metadata], dict[str, Any]]:
+    def read(own: Metadata) -> dict[str, Any]:
+        needed = ("expert_count", "expert_used_count", "expert_feed_forward_length")
+        if missing := [f"{key}: missing" for key in needed if key not in own]:
+            raise InputError("This file does not describe its experts:", missing)
+        shared = own.get("expert_shared_feed_forward_length", 0)
+        biases = _read_biases(own)["attention_bias"] if normalized else "qkv"
+        return {
+            "attention_bias": biases,
+            "experts": ExpertsConfig(
+                num_experts=own["expert_count"],
+                experts_per_token=own["expert_used_count"],
+                intermediate_size=own["expert_feed_forward_length"],
+                renormalize=normalized,
+                shared_intermediate_size=shared,
+                shared_gate=bool(shared),
+                balance_loss=0.001,
+            ),
+        }
+
+    return read
+
+
 def _gemma_limits(every: int, large: int) -> Callable[[ModelConfig], Iterator[str]]:
     """What llama.cpp fixes for Gemma: the pattern of layers, and the attention scale (of the 27B model another)."""
 
@@ -586,6 +646,14 @@ ARCHITECTURES = (
     Architecture("llama", ("llama", "mistral"), _llama, limits=_ignores_windows, read=_read_biases),
     Architecture("qwen2", ("qwen2",), _qwen, limits=_even_heads),
     Architecture("qwen3", ("qwen3",), _qwen, limits=_ignores_windows, read=_read_biases),
+    Architecture(
+        "qwen2moe", ("qwen2_moe",), _qwen_moe, limits=_expert_limits(False), write=_write_experts,
+        read=_read_experts(False),
+    ),
+    Architecture(
+        "qwen3moe", ("qwen3_moe",), _qwen_moe, limits=_expert_limits(True), write=_write_experts,
+        read=_read_experts(True),
+    ),
     Architecture(
         "gemma2", ("gemma2",), _gemma, activations=GELU, limits=_gemma_limits(2, 46), write=_write_gemma,
         read=_read_gemma(2, 46),

@@ -123,6 +123,8 @@ class Experts(nn.ModuleList):
 
         An expert number outside the list adds nothing.
         """
+        if len(x) == 1 and not torch.is_grad_enabled() and not is_estimating():
+            return self._of_one_token(x, experts[0].tolist(), weights[0].tolist())
         chosen = experts.flatten()
         order = chosen.argsort(stable=True)
         counts = self._counts(chosen)
@@ -131,6 +133,14 @@ class Experts(nn.ModuleList):
             return torch.zeros_like(x)
         output = self._computed(x[tokens], counts) * weights.flatten()[order[: len(tokens)], None]
         return torch.zeros_like(x).index_add_(0, tokens, output.to(x.dtype))
+
+    def _of_one_token(self, x: Tensor, experts: list[int], weights: list[float]) -> Tensor:
+        """The same for one token (1, hidden_size), as in decoding: there is nothing to sort."""
+        output = torch.zeros_like(x)
+        for expert, weight in zip(experts, weights, strict=True):
+            if expert < len(self):
+                output.add_(self[expert](x), alpha=weight)
+        return output
 
     def _computed(self, x: Tensor, counts: list[int]) -> Tensor:
         """The outputs of rows x (M, hidden_size) that are sorted by expert, `counts` of them for each."""
