@@ -39,6 +39,25 @@ QWEN3 = {
     "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.51.0", "use_cache": True,
     "use_sliding_window": False, "vocab_size": 151936,
 }  # fmt: skip
+OLMOE = {
+    "architectures": ["OlmoeForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "clip_qkv": None,
+    "eos_token_id": 50279, "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+    "intermediate_size": 1024, "max_position_embeddings": 4096, "model_type": "olmoe", "norm_topk_prob": False,
+    "num_attention_heads": 16, "num_experts": 64, "num_experts_per_tok": 8, "num_hidden_layers": 16,
+    "num_key_value_heads": 16, "output_router_logits": False, "pad_token_id": 1, "rms_norm_eps": 1e-05,
+    "rope_scaling": None, "rope_theta": 10000.0, "router_aux_loss_coef": 0.01, "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16", "transformers_version": "4.43.0.dev0", "use_cache": True, "vocab_size": 50304,
+}  # fmt: skip
+GRANITE = {
+    "architectures": ["GraniteMoeForCausalLM"], "attention_bias": False, "attention_dropout": 0.1,
+    "attention_multiplier": 0.015625, "bos_token_id": 0, "embedding_multiplier": 12.0, "eos_token_id": 0,
+    "hidden_act": "silu", "hidden_size": 1024, "initializer_range": 0.02, "intermediate_size": 512,
+    "logits_scaling": 6.0, "max_position_embeddings": 4096, "model_type": "granitemoe", "num_attention_heads": 16,
+    "num_experts_per_tok": 8, "num_hidden_layers": 24, "num_key_value_heads": 8, "num_local_experts": 32,
+    "output_router_logits": False, "pad_token_id": 0, "residual_multiplier": 0.22, "rms_norm_eps": 1e-06,
+    "rope_scaling": None, "rope_theta": 10000, "router_aux_loss_coef": 0.0, "tie_word_embeddings": True,
+    "torch_dtype": "float32", "transformers_version": "4.46.0.dev0", "use_cache": True, "vocab_size": 49155,
+}  # fmt: skip
 GPT_OSS = {
     "architectures": ["GptOssForCausalLM"], "attention_bias": True, "attention_dropout": 0.0, "eos_token_id": 200002,
     "experts_per_token": 4, "head_dim": 64, "hidden_act": "silu", "hidden_size": 2880, "initial_context_length": 4096,
@@ -75,13 +94,22 @@ PUBLISHED = [
     ("Mixtral 8x7B", MIXTRAL, 46_702_792_704, 12_879_925_248),
     ("Qwen1.5-MoE-A2.7B", QWEN2, 14_315_784_192, None),
     ("Qwen3-30B-A3B", QWEN3, 30_532_122_624, 3_353_032_704),
+    ("OLMoE-1B-7B", OLMOE, 6_919_161_856, None),
+    ("granite-3.0-1b-a400m", GRANITE, 1_334_628_352, None),
     ("gpt-oss-20b", GPT_OSS, 20_914_757_184, None),
     ("gpt-oss-120b", GPT_OSS | {"num_hidden_layers": 36, "num_local_experts": 128,
                                 "layer_types": ["sliding_attention", "full_attention"] * 18}, 116_829_156_672, None),
     ("DeepSeek-V3", DEEPSEEK, 671_026_404_352, None),
 ]  # fmt: skip
 """Name, config.json, all parameters, and those of a token where a card says them exactly."""
-ACTIVE = {"Qwen1.5-MoE-A2.7B": 2.7e9, "gpt-oss-20b": 3.6e9, "gpt-oss-120b": 5.1e9, "DeepSeek-V3": 37e9}
+ACTIVE = {
+    "OLMoE-1B-7B": 1.3e9,
+    "granite-3.0-1b-a400m": 0.4e9,
+    "Qwen1.5-MoE-A2.7B": 2.7e9,
+    "gpt-oss-20b": 3.6e9,
+    "gpt-oss-120b": 5.1e9,
+    "DeepSeek-V3": 37e9,
+}
 """What the cards say, rounded; some leave out the embedding or the head."""
 
 
@@ -100,7 +128,9 @@ def test_counts_of_published_models(name, raw, total, active):
     assert kind.from_hf(again) == config and kind.to_hf(kind.from_hf(again)) == again
 
 
-@pytest.mark.parametrize("raw", [MIXTRAL, QWEN2, QWEN3, GPT_OSS, DEEPSEEK], ids=lambda raw: raw["model_type"])
+@pytest.mark.parametrize(
+    "raw", [MIXTRAL, QWEN2, QWEN3, OLMOE, GRANITE, GPT_OSS, DEEPSEEK], ids=lambda raw: raw["model_type"]
+)
 def test_transformers_counts_the_same(raw):
     kind = get_family(raw["model_type"])
     plain = {key: value for key, value in raw.items() if key != "quantization_config"}

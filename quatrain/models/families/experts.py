@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quatrain.models.families.llama import BODY, heads
-from quatrain.models.families.mapping import Head
+from quatrain.models.families.llama import BODY
 from quatrain.models.families.weights import Operation, Rename, Stacked, renames
 from quatrain.models.transformer.config import ExpertsConfig, ModelConfig
 
@@ -56,11 +55,6 @@ def stacked_weights(theirs: Mapping[str, tuple[str, ...]], block: str) -> list[O
         Stacked(f"layers.{{n}}.{block}.{name}", tuple(f"layers.{{n}}.mlp.experts.{{x}}.{own}.weight" for own in ours))
         for name, ours in theirs.items()
     ]
-
-
-def causal_heads(name: str) -> dict[str, Head]:
-    """The heads of a family that transformers has as a language model alone."""
-    return {head: value for head, value in heads(name, spans=None).items() if head in ("causal", "none", "embedding")}
 
 
 def shared_weights(theirs: str) -> list[Operation]:

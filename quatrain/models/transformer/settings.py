@@ -31,6 +31,8 @@ DecoderFamily = Literal[
     "mixtral",
     "qwen2_moe",
     "qwen3_moe",
+    "olmoe",
+    "granitemoe",
     "gpt_oss",
     "deepseek_v3",
     "olmo2",
@@ -117,10 +119,10 @@ NOT_ROTARY = (
 )
 """Families without rotary positions."""
 
-MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "deepseek_v3")
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss", "deepseek_v3")
 """Families whose feed-forward networks are mixtures of experts."""
 
-CAUSAL_ALONE = ("granite", "cohere2", "nanochat", *WITHOUT_ATTENTION)
+CAUSAL_ALONE = ("granite", "cohere2", "nanochat", *WITHOUT_ATTENTION, "olmoe", "granitemoe")
 """Families of which transformers has no classifier."""
 
 MISSING_HEADS = {

@@ -21,6 +21,21 @@ def _qwen3(name, head="ForCausalLM", **changes):
     return Case(f"qwen3_moe {name}", f"Qwen3Moe{head}", "Qwen3MoeConfig", QWEN | {"head_dim": 16} | changes)
 
 
+def _olmoe(name, head="ForCausalLM", **changes):
+    sizes = SIZES | {"num_experts": 6, "num_experts_per_tok": 3}
+    return Case(f"olmoe {name}", f"Olmoe{head}", "OlmoeConfig", sizes | changes)
+
+
+def _granite(name, head="ForCausalLM", **changes):
+    scales = {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.3,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 2.0,
+    }
+    return Case(f"granitemoe {name}", f"GraniteMoe{head}", "GraniteMoeConfig", MIXTRAL | scales | changes)
+
+
 def _gpt_oss(name, head="ForCausalLM", **changes):
     sizes = MIXTRAL | {"head_dim": 16, "sliding_window": 5} | changes
     return Case(f"gpt_oss {name}", f"GptOss{head}", "GptOssConfig", sizes)
@@ -53,6 +68,12 @@ CASES = [
     _qwen3("window", use_sliding_window=True, sliding_window=5),
     _qwen3("biases, tied", attention_bias=True, tie_word_embeddings=True),
     _qwen3("body", "Model"),
+    _olmoe("plain"),
+    _olmoe("renormalized, biases", norm_topk_prob=True, attention_bias=True, num_key_value_heads=4),
+    _olmoe("body", "Model"),
+    _granite("plain"),
+    _granite("biases, tied", attention_bias=True, tie_word_embeddings=True),
+    _granite("body", "Model"),
     _gpt_oss("plain"),
     _gpt_oss("without scaling", rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, swiglu_limit=0.5),
     _gpt_oss("without biases", attention_bias=False, layer_types=["full_attention", "sliding_attention"]),
