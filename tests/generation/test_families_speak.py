@@ -21,6 +21,11 @@ def said_by_them(case, text, ends, beams):
     # A copy, since theirs keeps a dynamic base from one call to the next.
     theirs, ids = copy.deepcopy(battery.theirs(case)), torch.tensor([text])
     theirs.generation_config.eos_token_id = ends or None
+    if case.counts_tokens:  # generate numbers the positions from 0, where the model itself begins behind the padding
+        plain = theirs.prepare_inputs_for_generation
+        theirs.prepare_inputs_for_generation = lambda *args, **kwargs: {
+            name: value for name, value in plain(*args, **kwargs).items() if name != "position_ids"
+        }
     # Without a cache: with one, theirs errs where depths differ, for windows of one and for factors that change once.
     # A dynamic base changes with every token, so that the cached keys are another thing: there the caches are compared.
     cached = (case.settings.get("rope_parameters") or {}).get("rope_type") == "dynamic"

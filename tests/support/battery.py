@@ -101,6 +101,8 @@ def theirs(case: Case) -> Any:
             if name.endswith(("final_logits_bias", "e_score_correction_bias")):
                 buffer.normal_(0, 0.3)
         named = dict(model.named_parameters(remove_duplicate=False))
+        if case.counts_tokens and "CausalLM" in case.model:  # padding that is said would take no position there
+            named["lm_head.bias"][config.pad_token_id] = -30.0
         for unused, used in UNUSED.items():
             if unused in named and used in named:
                 named[unused].copy_(named[used])

@@ -16,7 +16,7 @@ def _case(name, head="ForMaskedLM", **changes):
 
 CASES = [
     _case("masked"),
-    _case("many buckets, types", position_buckets=64, type_vocab_size=2, max_relative_positions=30, hidden_act="relu"),
+    _case("many buckets, types", position_buckets=32, type_vocab_size=2, max_relative_positions=30, hidden_act="relu"),
     _case("classifier", "ForSequenceClassification", num_labels=3),
     _case("choices", "ForMultipleChoice"),
     _case("tagger", "ForTokenClassification", num_labels=2),
