@@ -36,6 +36,9 @@ FOREIGN_WORKER = re.compile(r'<script src="https://unpkg\.com/iframe-worker/shim
 """zensical's way to the same, which loads a script from another host."""
 
 LINK = re.compile(r"(\]\()([^)\s#:]*)(#[^)\s]*)?(\))")
+CODE_OF_ROW = re.compile(r"(?<=[| ])`[^`\n]*\\\|[^`\n]*`")
+"""Code in a table with a `\\|`, which GitHub reads as `|` and zensical as it stands."""
+
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 ROW = re.compile(r"^\| \[([^\]]+)\]\(([^)]+)\) \|", re.MULTILINE)
 
@@ -124,8 +127,12 @@ def relinked(source: Path) -> tuple[str, list[Path]]:
             files.append(target)
         return f"{match[1]}{link}{match[3] or ''}{match[4]}"
 
+    def shown(part: str) -> str:
+        part = CODE_OF_ROW.sub(lambda code: code[0].replace("\\|", "|"), part)
+        return LINK.sub(changed, part)
+
     parts = FENCE.split(source.read_text(encoding="utf-8"))
-    return "".join(part if part.startswith("```") else LINK.sub(changed, part) for part in parts), files
+    return "".join(part if part.startswith("```") else shown(part) for part in parts), files
 
 
 def list_of_decisions() -> str:
