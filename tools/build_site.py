@@ -9,7 +9,6 @@ reference is written from the docstrings of everything that tests/public_api.txt
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -39,6 +38,7 @@ LINK = re.compile(r"(\]\()([^)\s#:]*)(#[^)\s]*)?(\))")
 CODE_OF_ROW = re.compile(r"(?<=[| ])`[^`\n]*\\\|[^`\n]*`")
 """Code in a table with a `\\|`, which GitHub reads as `|` and zensical as it stands."""
 
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 ROW = re.compile(r"^\| \[([^\]]+)\]\(([^)]+)\) \|", re.MULTILINE)
 
@@ -55,12 +55,11 @@ def build(out: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "zensical", "build", "--strict", "-f", "zensical.toml"],
             cwd=work,
-            env=os.environ | {"NO_COLOR": "1"},
             capture_output=True,
             text=True,
         )
         if done.returncode:
-            raise SiteError(done.stdout + done.stderr)
+            raise SiteError(COLOUR.sub("", done.stdout + done.stderr))
         if out.exists() and not (out / "index.html").is_file():
             raise SiteError(f"{out} is no site; name another folder")
         own_scripts(work / "site")
