@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_bytes
 from quatrain.models.io.model_folder import config_of
-from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.config import CacheFormat, ModelConfig
 from quatrain.models.transformer.recurrence import state_bytes
 from quatrain.planning import counts, scaling
 from quatrain.planning.bill import Cluster, Offer, bill, cheapest_clusters, pf_days, training_flops
@@ -199,6 +199,9 @@ def inference_section(size: ModelSize) -> Section:
     section.add(
         "cache", cache, f"cache of {longest:,} tokens in our engine, float32", format_bytes(cache), f"4 bytes{twice}"
     )
+    for form in get_args(CacheFormat):
+        rounded = counts.kv_cache_bytes(config, longest, dtype=form)
+        section.add(f"cache_{form}", rounded, f"the same with --kv-cache {form}", format_bytes(rounded), "with scales")
     return section
 
 
