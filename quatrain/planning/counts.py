@@ -189,18 +189,22 @@ def flops_per_token(
 
 
 def recurrent_flops(config: ModelConfig, context: int) -> float:
-    """Forward FLOPs of one token in the chunked scans of recurrent layers: matrix products that have no weights."""
-    count = sum(kind in RECURRENT_LAYERS for kind in config.layer_types)
-    if not count:
-        return 0
-    size, width = config.recurrent_state_size, config.recurrent_heads * config.recurrent_head_dim
-    if "mlstm" in config.layer_types:
-        width += config.recurrent_heads  # the normalizer of each head
+    """Forward FLOPs of one token in the chunked scans of recurrent layers: matrix products that have no weights.
+
+    Not counted, as by PyTorch's counter: the triangular systems of a gated delta net.
+    """
     chunk = min(recurrence.CHUNK, context)
-    chunks = -(-context // chunk)
-    read = chunks * chunk * chunk * (config.recurrent_groups * size + width)
-    passed = (chunks - 1) * chunk * 2 * width * size
-    return 2 * count * (read + passed) / context
+    chunks, total = -(-context // chunk), 0
+    groups, size = config.recurrent_groups, config.recurrent_state_size
+    for kind, layers in Counter(kind for kind in config.layer_types if kind in RECURRENT_LAYERS).items():
+        width, products, passes = config.recurrent_heads * config.recurrent_head_dim, 1, 2
+        if kind == "mlstm":
+            width += config.recurrent_heads  # the normalizer of each head
+        if kind == "gated_delta":
+            products, passes = 2, 3
+        read = chunks * chunk * chunk * (products * groups * size + width)
+        total += layers * (read + (chunks - 1) * chunk * passes * width * size)
+    return 2 * total / context
 
 
 def is_planned(config: Any) -> bool:

@@ -149,13 +149,11 @@ def compare(config: ModelConfig) -> Iterator[Row]:
 def _activations(config: ModelConfig, tokens: Tensor) -> Row:
     """What two further layers save for the backward pass, beside the formula."""
     kind = "full" if config.layer_types[0] == "sliding" else config.layer_types[0]
-    few, more = (
-        _saved(Model(config.with_layers([0] * count).replace(layer_types=(kind,) * count)).initialize(0), tokens)
-        for count in (1, 3)
-    )
+    one, three = (config.with_layers([0] * count).replace(layer_types=(kind,) * count) for count in (1, 3))
+    few, more = (_saved(Model(each).initialize(0), tokens) for each in (one, three))
     fused = config.feed_forward == "gated" and config.activation == "silu"  # as the CPU's kernels do
     step = Step(micro_batch=ROWS, context=CONTEXT, precision="float32", flash=False, fused_gate=fused)
-    return Row("bytes that a layer saves", layer_activation_bytes(config, step), (more - few) / 2, "B")
+    return Row("bytes that a layer saves", layer_activation_bytes(one, step), (more - few) / 2, "B")
 
 
 def _saved(model: Model, tokens: Tensor) -> int:

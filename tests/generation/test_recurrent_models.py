@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tiny_models import llama, mamba2, random_model, xlstm
+from tiny_models import llama, mamba2, qwen3_5, random_model, xlstm
 
 from quatrain.core.errors import InputError
 from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.generation.speculative import DraftModel, PromptLookup
 
-CONFIGS = {"mamba2": mamba2(), "xlstm": xlstm()}
+CONFIGS = {"mamba2": mamba2(), "xlstm": xlstm(), "qwen3_5": qwen3_5()}
 EACH = pytest.mark.parametrize("name", CONFIGS)
 GREEDY = SamplingParams(8)
 

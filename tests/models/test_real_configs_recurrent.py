@@ -41,6 +41,7 @@ PUBLISHED = {
     "codestral-7b": (CODESTRAL, 7_285_403_648),
     "xlstm-7b": (XLSTM_7B, 6_865_424_896),
 }
+PARAMETERS_9B = 8_953_803_264
 EACH = pytest.mark.parametrize("name", PUBLISHED)
 
 
@@ -57,6 +58,19 @@ def test_a_published_config_is_read_counted_and_written(name):
             theirs = getattr(transformers, config["architectures"][0])(kind.from_dict(source))
         tied = theirs.config.tie_word_embeddings
         assert sum(p.numel() for p in theirs.parameters()) == parameters + (0 if not tied else _untied(theirs))
+
+
+def test_qwen_3_5_of_the_default_size_alone_and_within_a_model_of_images():
+    """The class of transformers has the sizes of the 9B model; the model of images has its config.json as one key."""
+    text = transformers.Qwen3_5TextConfig().to_dict()
+    ours = get_family("qwen3_5_text").from_hf(text)
+    assert ours.layer_types == ("gated_delta", "gated_delta", "gated_delta", "full") * 8 and ours.rotary_dim == 64
+    with torch.device("meta"):
+        theirs = transformers.Qwen3_5ForCausalLM(transformers.Qwen3_5TextConfig())
+    assert counts.parameters(ours) == sum(parameter.numel() for parameter in theirs.parameters()) == PARAMETERS_9B
+    whole = {"model_type": "qwen3_5", "text_config": text, "architectures": ["Qwen3_5ForConditionalGeneration"]}
+    assert get_family("qwen3_5").from_hf(whole).layer_types == ours.layer_types
+    assert state_bytes(ours) == 24 * 4 * (32 * 128 * 128 + 3 * (2 * 16 * 128 + 32 * 128))
 
 
 def _untied(model):

@@ -4,14 +4,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import mamba2, random_model, xlstm
+from tiny_models import mamba2, qwen3_5, random_model, xlstm
 
 from quatrain.models.transformer import recurrence
+from quatrain.models.transformer.delta_net import delta_scan, delta_step
 from quatrain.models.transformer.kv_cache import KVCache
 from quatrain.models.transformer.recurrence import Recurrence, make_recurrence, scan, step
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
-CONFIGS = {"mamba2": mamba2(recurrent_bias=True), "xlstm": xlstm()}
+CONFIGS = {"mamba2": mamba2(recurrent_bias=True), "xlstm": xlstm(), "qwen3_5": qwen3_5()}
 EACH = pytest.mark.parametrize("name", CONFIGS)
 
 
@@ -65,6 +66,36 @@ def test_a_scan_forgets_at_the_beginning_of_a_text_and_skips_padding(data, chunk
             torch.testing.assert_close(output[row, start : start + part], expected[0], **CLOSE)
             start += part
         torch.testing.assert_close(state[row], last[0], **CLOSE)
+
+
+@given(
+    length=st.integers(1, 40),
+    chunk=st.sampled_from([1, 2, 7, 16, 64]),
+    seed=st.integers(0, 99),
+    parts=st.integers(1, 3),
+)
+@settings(max_examples=40, deadline=None)
+def test_delta_scan_and_steps_are_equal(length, chunk, seed, parts):
+    """Texts one after the other in a row, padding behind them."""
+    queries, keys, values, decay, state = random_inputs(length, seed=seed)
+    queries, keys = (torch.nn.functional.normalize(part, dim=-1) for part in (queries, keys))
+    beta, state = torch.rand(decay.shape, generator=torch.Generator().manual_seed(seed)), state.mT
+    runs = (torch.arange(length) * parts // length)[None].repeat(2, 1)
+    counts = torch.tensor([length, max(1, length - 2)])
+    rows = Recurrence(counts=counts, runs=runs)
+    found, last = delta_scan(queries, keys, values, decay, beta, state, rows, chunk)
+    before, expected, ends = state, [], []
+    for place in range(length):
+        if place and runs[0, place] != runs[0, place - 1]:
+            before = torch.zeros_like(before)
+        output, before = delta_step(*(part[:, place] for part in (queries, keys, values, decay, beta)), before)
+        expected.append(output)
+        ends.append(before)
+    outputs = torch.stack(expected, dim=1)
+    for row, count in enumerate(counts.tolist()):
+        torch.testing.assert_close(found[row, :count], outputs[row, :count], **CLOSE)
+        if runs[row, count - 1] == runs[row, -1]:
+            torch.testing.assert_close(last[row], ends[count - 1][row], **CLOSE)
 
 
 def test_a_strong_decay_gives_no_nan():
@@ -137,7 +168,8 @@ def test_packing_changes_no_gradient(name):
 def test_a_state_has_one_size(name):
     config = CONFIGS[name]
     sizes = {KVCache(config, 3, length).nbytes for length in (1, 10, 1000)}
-    assert sizes == {3 * recurrence.state_bytes(config)} and recurrence.state_bytes(config) > 0
+    assert config.attends or sizes == {3 * recurrence.state_bytes(config)}
+    assert recurrence.state_bytes(config) > 0
 
 
 def test_only_what_is_needed_is_kept_of_the_segments():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import bloom, gpt2, llama, mamba2, random_model, xlstm
+from tiny_models import bloom, gpt2, llama, mamba2, qwen3_5, random_model, xlstm
 
 from quatrain.core.errors import InputError
 from quatrain.models.transformer.config import ModelConfig
@@ -20,6 +20,7 @@ CONFIGS = {
     "sliding": llama(family="mistral", sliding_window=4, layer_types=("sliding", "sliding")),
     "mamba2": mamba2(),
     "xlstm": xlstm(),
+    "qwen3_5": qwen3_5(),
     "mixed": llama(family="mistral", num_hidden_layers=3, sliding_window=6, layer_types=("sliding", "full", "sliding")),
 }
 SEQ2SEQ = ModelConfig(

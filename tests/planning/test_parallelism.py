@@ -69,9 +69,11 @@ def test_the_formulas_equal_what_a_small_model_holds(family: str) -> None:
     rows = {row.name: row for row in compare(config)}
     exact = ("parameters", "bytes of weights", "bytes of AdamW's states", "bytes of the KV cache",
              "FLOPs of a forward pass", "FLOPs of a training step")  # fmt: skip
+    if "gated_delta" in config.layer_types:  # The counter sees the backward pass of its triangular systems only.
+        exact = exact[:-1]
     assert all(rows[name].error == 0 for name in exact if name in rows), rows
     if "bytes that a layer saves" in rows:
-        assert abs(rows["bytes that a layer saves"].error) < (0.1 if config.recurs else 0.005)
+        assert abs(rows["bytes that a layer saves"].error) < (LIMIT if config.recurs else 0.005)
     assert all(abs(row.error) <= LIMIT for row in rows.values())
 
 

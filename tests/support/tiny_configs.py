@@ -12,6 +12,10 @@ TINY: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 8, "n_layer": 1, "n_head": 2},
     "t5": {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2},
     "mamba2": {"hidden_size": 8, "num_hidden_layers": 2, "num_heads": 4, "head_dim": 4, "state_size": 6, "n_groups": 1},
+    "qwen3_5_text": {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+                     "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64, "linear_num_key_heads": 1,
+                     "linear_num_value_heads": 2, "linear_key_head_dim": 4, "linear_value_head_dim": 6,
+                     "layer_types": ["linear_attention", "full_attention"]},
     "xlstm": {"hidden_size": 8, "num_hidden_layers": 2, "num_heads": 2},
     "opt": {"hidden_size": 8, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
 }  # fmt: skip

@@ -60,6 +60,15 @@ def xlstm(**changes: Any) -> ModelConfig:
     return ModelConfig(**SIZES | own | changes)
 
 
+def qwen3_5(**changes: Any) -> ModelConfig:
+    own: dict[str, Any] = {
+        "family": "qwen3_5_text", "num_key_value_heads": 2, "head_dim": 8, "norm": "rms_offset", "attention_gate": True,
+        "query_key_norm": "head", "layer_types": ("gated_delta", "full"), "recurrent_heads": 4, "recurrent_groups": 2,
+        "recurrent_head_dim": 6, "recurrent_state_size": 5, "conv_kernel": 4,
+    }  # fmt: skip
+    return ModelConfig(**SIZES | own | changes)
+
+
 def make_folder(place: Path, context: int = 1024, seed: int = 0, characters: str = CHARACTERS, **options: Any) -> Path:
     """A model folder of random weights with a character tokenizer that has a chat template."""
     options = {"kind": "char", "chat_template": "chatml", "eos": "<|endoftext|>", **options}

@@ -37,7 +37,7 @@ NORM_POSITIONS = {
     "sandwich": "before and after attention and feed-forward (sandwich)",
     "output": "after attention and feed-forward (on their output)",
 }
-RECURRENCES = {"mamba2": "Mamba 2", "mlstm": "mLSTM"}
+RECURRENCES = {"mamba2": "Mamba 2", "mlstm": "mLSTM", "gated_delta": "gated delta net"}
 RESIDUALS = {
     "sequential": "sequential: attention, then feed-forward",
     "parallel": "parallel: attention and feed-forward of the same state, each behind its norm",
@@ -198,6 +198,8 @@ def _attention(config: ModelConfig) -> str:
         parts.append("scores not scaled" if scale == 1 else f"scores times {scale:.4g}")
     if config.attention_scale_by_layer != "constant":
         parts.append("divided by the layer's number")
+    if config.attention_gate:
+        parts.append("outputs gated")
     if config.attention_softcap is not None:
         parts.append(f"scores capped softly at {config.attention_softcap:g}")
     return ", ".join(parts)

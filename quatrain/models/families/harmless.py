@@ -19,7 +19,8 @@ REASONS: Mapping[str, tuple[str, ...]] = {
     ),
     "implementation options that change speed or memory, not the result": (
         "_attn_implementation", "autocast_kernel_dtype", "chunkwise_kernel", "inference_state_dtype",
-        "max_inference_chunksize", "mode", "norm_reduction_force_float32", "return_last_states", "sequence_kernel",
+        "mamba_ssm_dtype", "max_inference_chunksize", "mode", "norm_reduction_force_float32", "return_last_states",
+        "sequence_kernel",
         "step_kernel", "attention_softmax_in_fp32", "attn_implementation", "bias_dropout_fusion",
         "cache_implementation", "chunk_size", "chunk_size_feed_forward",
         "deterministic_flash_attn", "gradient_checkpointing",
@@ -59,6 +60,7 @@ REASONS: Mapping[str, tuple[str, ...]] = {
         "transformers_version",
     ),
     "repeats a part of the config.json, under an old name": ("text_config_dict", "vision_config_dict"),
+    "heads that guess further tokens, whose weights are not read": ("mtp_num_hidden_layers",),
     "the inverse of id2label": ("label2id",),
     "repeats the number of labels": ("_num_labels",),
     "Python code in the folder, which is never run": ("auto_map",),

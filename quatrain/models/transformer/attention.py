@@ -44,6 +44,7 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, query_size, bias=bias in ("qkv", "all", "all_but_key"))
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias in ("qkv", "all"))
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias in ("qkv", "all", "all_but_key"))
+        self.gate_proj = nn.Linear(config.hidden_size, query_size, bias=False) if config.attention_gate else None
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=bias in ("output", "all", "all_but_key"))
         self.q_norm, self.k_norm = (make_query_key_norm(config, heads) for heads in (self.num_heads, self.num_kv_heads))
         self.sinks = nn.Parameter(torch.zeros(self.num_heads)) if config.attention_sinks and not cross else None
@@ -67,7 +68,7 @@ class Attention(nn.Module):
         if context.distances is not None:
             mask = self._with_distances(mask, query, key, *context.distances)
         if mask.use_cpu_kernel and context.prefix is None:
-            return self.o_proj(self._cpu_kernel(query, key, value, mask, rotary))
+            return self._project(self._cpu_kernel(query, key, value, mask, rotary), x)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if rotary is not None:
             cos, sin = (table.unsqueeze(-3) for table in rotary)
@@ -79,7 +80,11 @@ class Attention(nn.Module):
         if context.cache is not None:
             key, value = context.cache.append(self.layer, key, value)
         recorded = None if context.trace is None else context.trace.attentions
-        return self.o_proj(self._attend(query, key, value, mask, recorded))
+        return self._project(self._attend(query, key, value, mask, recorded), x)
+
+    def _project(self, heads: Tensor, x: Tensor) -> Tensor:
+        """The output projection of all heads (B, T, H D), which x gates if the family does so."""
+        return self.o_proj(heads if self.gate_proj is None else heads * self.gate_proj(x).sigmoid())
 
     def _heads(self, x: Tensor, heads: int, norm: nn.Module | None = None) -> Tensor:
         """Splits a projection (B, T, H D) into heads (B, T, H, D), normalized if the family does so."""

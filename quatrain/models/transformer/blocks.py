@@ -25,6 +25,7 @@ from quatrain.models.transformer.context import (
     self_attention_mask,
     self_attention_mask_at,
 )
+from quatrain.models.transformer.delta_net import GatedDeltaNet
 from quatrain.models.transformer.experts import make_feed_forward
 from quatrain.models.transformer.kv_cache import CacheRows
 from quatrain.models.transformer.latent_attention import LatentAttention
@@ -42,7 +43,11 @@ from quatrain.models.transformer.positions import (
 )
 from quatrain.models.transformer.recurrence import Recurrence, make_recurrence
 
-RECURRENT: dict[str, Callable[[ModelConfig, int], nn.Module]] = {"mamba2": Mamba2, "mlstm": MLSTM}
+RECURRENT: dict[str, Callable[[ModelConfig, int], nn.Module]] = {
+    "mamba2": Mamba2,
+    "mlstm": MLSTM,
+    "gated_delta": GatedDeltaNet,
+}
 """The mixers beside attention, by type of layer."""
 
 

@@ -120,7 +120,7 @@ CLASSIFICATION_HEADS = (
 ATTENTION_LAYERS = ("full", "sliding")
 """Types of layers whose mixer is attention, which caches keys and values."""
 
-RECURRENT_LAYERS = ("mamba2", "mlstm")
+RECURRENT_LAYERS = ("mamba2", "mlstm", "gated_delta")
 """Types of layers whose mixer is recurrent: they have a state of constant size (`transformer.recurrence`)."""
 
 RECURRENT_SIZES = ("recurrent_heads", "recurrent_head_dim", "recurrent_state_size", "recurrent_groups")
@@ -356,6 +356,8 @@ class ModelConfig:
     2508.10925)."""
     latent: LatentConfig | None = None
     """Multi-head latent attention; None: keys and values have projections of their own."""
+    attention_gate: bool = False
+    """Whether a gate, the sigmoid of a projection, multiplies the output of the heads (Qwen 3.5)."""
     sliding_window: int | None = None
     """Tokens in the window of a sliding-window layer: the last ones in a decoder, half on each side in an encoder."""
     layer_types: tuple[str, ...] = ()
@@ -572,7 +574,9 @@ class ModelConfig:
             yield f"recurrent_groups: {groups}; must divide recurrent_heads ({heads})"
         if self.architecture != "decoder":
             yield f"layer_types: has recurrent layers, which need the architecture decoder, not {self.architecture}"
-        if "mamba2" in self.layer_types and (not is_size(self.conv_kernel) or self.conv_kernel < 2):
+        if {"mamba2", "gated_delta"} & set(self.layer_types) and (
+            not is_size(self.conv_kernel) or self.conv_kernel < 2
+        ):
             yield f"conv_kernel: {format_value(self.conv_kernel)}; must be at least 2: a token and those before it"
         low, high = self.step_limits
         if not 0 <= low < high:

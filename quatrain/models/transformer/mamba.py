@@ -21,6 +21,13 @@ STEP_SIZES = 0.001, 0.1
 """Least and greatest step size Δ at the start of training."""
 
 
+def initial_steps(heads: int, generator: torch.Generator) -> Tensor:
+    """Biases (heads) whose softplus is uniform on a logarithmic scale, from the least step size to the greatest."""
+    low, high = (math.log(size) for size in STEP_SIZES)
+    sizes = (torch.rand(heads, generator=generator) * (high - low) + low).exp()
+    return sizes + (-torch.expm1(-sizes)).log()
+
+
 class Mamba2(nn.Module):
     """The mixer of Mamba 2: (B, T, hidden_size) to the same.
 
@@ -50,9 +57,7 @@ class Mamba2(nn.Module):
         if leaf == "D":
             return torch.ones(self.heads)
         if leaf == "dt_bias":  # softplus(bias) is uniform on a logarithmic scale.
-            low, high = (math.log(size) for size in STEP_SIZES)
-            sizes = (torch.rand(self.heads, generator=generator) * (high - low) + low).exp().clamp(min=1e-4)
-            return sizes + (-torch.expm1(-sizes)).log()
+            return initial_steps(self.heads, generator)
         return None
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:

@@ -89,6 +89,8 @@ def state_shapes(config: ModelConfig, kind: str) -> tuple[Shape, ...]:
     heads, width, size = config.recurrent_heads, config.recurrent_head_dim, config.recurrent_state_size
     if kind == "mamba2":
         return (config.conv_kernel - 1, convolved_channels(config)), (heads, width, size)
+    if kind == "gated_delta":
+        return (config.conv_kernel - 1, convolved_channels(config)), (heads, size, width)
     if kind == "mlstm":
         return (heads, width + 1, size), (heads,)
     return ()
@@ -235,7 +237,9 @@ def scan(
     visible = torch.ones(chunk, chunk, dtype=torch.bool, device=values.device).tril_()
     reads, writes, passes = decay, decay[..., -1:] - decay, decay[..., -1]
     if recurrence.runs is not None:
-        visible, read, written, passed = (mask[:, None, None] for mask in _visible(recurrence.runs, visible, count))
+        visible, read, written, passed = (
+            mask[:, None, None] for mask in visible_in_chunks(recurrence.runs, visible, count)
+        )
         reads, writes, passes = (
             x.masked_fill(~mask, float("-inf")) for x, mask in ((reads, read), (writes, written), (passes, passed))
         )
@@ -265,7 +269,7 @@ def scan(
     return output[:, :length], final
 
 
-def _visible(runs: Tensor, causal: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def visible_in_chunks(runs: Tensor, causal: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What texts in a row see of each other, from the number of each token's text (B, T).
 
     The tokens of a chunk that a token sees (B, chunks, L, L). Whether a token sees the state before its chunk, and

@@ -50,6 +50,7 @@ DecoderFamily = Literal[
     "nanochat",
     "ministral",
     "ministral3",
+    "qwen3_5_text",
 ]
 """Decoder families: causal language models."""
 
@@ -132,7 +133,19 @@ MISSING_HEADS = {
         *CAUSAL_ALONE,
     ),
     "question_answering": (
-        *("gemma2", "gemma3_text", "phi", "phi3", "marian", "olmo2", "olmo3", "starcoder2", "stablelm", "openai-gpt"),
+        *(
+            "gemma2",
+            "gemma3_text",
+            "phi",
+            "phi3",
+            "qwen3_5_text",
+            "marian",
+            "olmo2",
+            "olmo3",
+            "starcoder2",
+            "stablelm",
+            "openai-gpt",
+        ),
         *("glm4", "nomic_bert", "gpt_oss", "deepseek_v3", *CAUSAL_ALONE),
     ),
     "sequence_classification": ("marian", *CAUSAL_ALONE),
