@@ -64,7 +64,8 @@ def qwen3_5(**changes: Any) -> ModelConfig:
     own: dict[str, Any] = {
         "family": "qwen3_5_text", "num_key_value_heads": 2, "head_dim": 8, "norm": "rms_offset", "attention_gate": True,
         "query_key_norm": "head", "layer_types": ("gated_delta", "full"), "recurrent_heads": 4, "recurrent_groups": 2,
-        "recurrent_head_dim": 6, "recurrent_state_size": 5, "conv_kernel": 4,
+        "recurrent_head_dim": 6, "recurrent_state_size": 5, "conv_kernel": 4, "norm_eps": 0.1,
+        "max_position_embeddings": 256,
     }  # fmt: skip
     return ModelConfig(**SIZES | own | changes)
 
