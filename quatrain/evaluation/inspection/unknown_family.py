@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value, printable
 from quatrain.models.families import families
 from quatrain.models.families.mapping import COMMON, GENERATION, REQUIRED, Family
-from quatrain.models.families.weights import Operation
+from quatrain.models.families.weights import Operation, expand
 
 TEXT_MODEL = ("text_config", "llm_config", "language_config")
 """Keys under which a model of images or sounds has the config.json of its language model."""
@@ -161,15 +161,14 @@ def _refused(family: Family, options: Mapping[str, Any]) -> list[str]:
 
 def _weight_patterns(family: Family, options: Mapping[str, Any]) -> list[re.Pattern[str]]:
     """The names of a family's weights, with and without the prefix of its body; * for a number."""
-    operations: list[Operation] = []
-    if not callable(family.operations):
-        operations += family.operations
-    else:
-        try:
-            own = {key: value for key, value in options.items() if key in _keys(family)}
-            operations += family.operations(family.from_hf({**own, "model_type": family.name}))
-        except InputError:  # The operations depend on a configuration that cannot be made.
-            return []
+    own = {key: value for key, value in options.items() if key in _keys(family)}
+    operations: Sequence[Operation] = [] if callable(family.operations) else family.operations
+    try:
+        config = family.from_hf({**own, "model_type": family.name})
+        body = family.operations(config) if callable(family.operations) else operations
+        operations = expand(body, config)
+    except InputError:  # The layers of a configuration that cannot be made are not known.
+        pass
     sources = [name for operation in operations for name in operation.sources]
     prefixes = {"", family.prefix, *family.other_prefixes}
     found = [prefix + name for prefix in prefixes for name in sources]
