@@ -32,7 +32,8 @@ SEQ2SEQ = ModelConfig(
 
 @functools.cache
 def model_of(name):
-    return random_model(SEQ2SEQ if name == "t5" else CONFIGS[name])
+    scale = 0.1 if name == "qwen3_5" else 0.2  # Its triangular systems amplify rounding errors.
+    return random_model(SEQ2SEQ if name == "t5" else CONFIGS[name], scale=scale)
 
 
 class Texts:

@@ -93,6 +93,7 @@ def _operations(config: ModelConfig) -> list[Operation]:
 def _heads() -> dict[str, Any]:
     """The heads that transformers loads: its classifier has a name of its own."""
     found = heads("Qwen3_5", spans=None)
+    del found["token_classification"]  # The class of transformers reads the config.json of the model of images alone.
     images = ("Qwen3_5ForConditionalGeneration",)
     found["causal"] = dataclasses.replace(found["causal"], old_architectures=images)
     for name in ("sequence_classification", "value"):

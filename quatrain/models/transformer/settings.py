@@ -129,7 +129,7 @@ CAUSAL_ALONE = ("granite", "cohere2", "nanochat", *WITHOUT_ATTENTION, "olmoe", "
 MISSING_HEADS = {
     "multiple_choice": (*(name for name in DECODERS if name != "gpt2"), *ENCODER_DECODERS, "nomic_bert"),
     "token_classification": (
-        *("gemma3_text", "opt", "bart", "marian", "olmo2", "olmo3", "gptj", "openai-gpt"),
+        *("gemma3_text", "qwen3_5_text", "opt", "bart", "marian", "olmo2", "olmo3", "gptj", "openai-gpt"),
         *CAUSAL_ALONE,
     ),
     "question_answering": (

@@ -21,5 +21,4 @@ CASES = [
     _case("body", "TextModel", length=131, scale=0.08, num_hidden_layers=3,
           layer_types=["linear_attention", "full_attention", "linear_attention"]),
     _case("classifier", "TextForSequenceClassification", num_labels=3),
-    _case("tagger", "ForTokenClassification", num_labels=2),
 ]  # fmt: skip
