@@ -353,6 +353,40 @@ class Transcriber:
         with self.engine.paused() as model:
             return align(model, window_features, prompt, tokens, self.tokens.end, self.tokens.heads or None, steps)
 
+    def word_map(
+        self, sound: str | Path | bytes | np.ndarray, options: SpeechOptions | None = None
+    ) -> tuple[list[Word], torch.Tensor]:
+        """The words of the first window with their times, and which sound each came from.
+
+        The weights (words, vectors) are the smoothed cross-attention of a word's tokens, averaged; a vector is `step`
+        seconds. Raises InputError where nothing is said.
+        """
+        options = replace_options(options, timestamps="words")
+        samples = waveform(sound, self.features.sampling_rate)[: self.features.num_samples]
+        window = self._window(self.features(samples)[0], [], options, Transcript(language=options.language or "en"))
+        completion, _ = self._generate(window, options)
+        ids = [token for token in completion.ids if token < self._first_special]
+        if not ids:
+            raise InputError("sound: the model hears no words in it.")
+        steps = min(math.ceil(len(samples) / (self.features.hop_length * FRAMES_PER_VECTOR)), self.steps)
+        alignment = self._alignment(window, ids, steps)
+        words, rows, first = [], [], 0
+        for group in split_words(ids, self.tokenizer.decode, options.language):
+            last = first + len(group)
+            span = alignment.times[first] * self.step, alignment.times[last] * self.step
+            words.append(Word(self.tokenizer.decode(group), *span))
+            rows.append(alignment.weights[first:last].mean(0))
+            first = last
+        return words, torch.stack(rows)
+
+    def _alignment(self, window: _Window, ids: Sequence[int], steps: int) -> Alignment:
+        """How text tokens of a window lie in time; the context before the start token is left out."""
+        place = len(window.prompt) - window.prompt[::-1].index(self.tokens.start) - 1
+        prompt = window.prompt[place:]
+        if self.tokens.no_timestamps is not None and self.tokens.no_timestamps not in prompt:
+            prompt = [*prompt, self.tokens.no_timestamps]
+        return self.align(window.features, prompt, ids, steps)
+
     def _words(
         self, window: _Window, segments: Sequence[TokenSegment], steps: int, language: str | None
     ) -> list[list[Word]]:
@@ -361,11 +395,7 @@ class Transcriber:
         flat = [token for each in texts for token in each]
         if not flat:
             return [[] for _ in segments]
-        place = len(window.prompt) - window.prompt[::-1].index(self.tokens.start) - 1
-        prompt = window.prompt[place:]
-        if self.tokens.no_timestamps is not None and self.tokens.no_timestamps not in prompt:
-            prompt = [*prompt, self.tokens.no_timestamps]
-        times = self.align(window.features, prompt, flat, steps).times
+        times = self._alignment(window, flat, steps).times
         result, first = [], 0
         for each in texts:
             words = []
@@ -375,6 +405,11 @@ class Transcriber:
                 first += len(group)
             result.append(words)
         return result
+
+
+def replace_options(options: SpeechOptions | None, **changes: Any) -> SpeechOptions:
+    """Options with some changed."""
+    return (options or SpeechOptions()).model_copy(update=changes)
 
 
 def _moved(word: Word, offset: float, start: float, end: float) -> Word:

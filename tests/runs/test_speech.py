@@ -60,7 +60,8 @@ def test_the_stage_writes_a_model_that_transcribes_and_that_transformers_load(di
 
 def test_it_learns_to_tell_two_words_apart(digits, tmp_path):
     more = ["stage[0].train.steps=60", "stage[0].train.warmup_steps=4", "stage[0].train.learning_rate=0.01",
-            "stage[0].train.batch_tokens=600", "stage[0].train.dropout=0.0", "stage[0].shift=0"]  # fmt: skip
+            "stage[0].train.batch_tokens=600", "stage[0].train.dropout=0.0", "stage[0].shift=0",
+            "stage[0].pitch=0"]  # fmt: skip
     recipe = load("spoken-digits", [*SMALL[:5], *more, f"data.source={digits}", "stage[0].held_out_takes=[0]"])
     folder = run(recipe, runs_dir=tmp_path / "runs", reporter=SilentReporter()).folder
     result = json.loads((folder / "stages/01-speech/result.json").read_text())

@@ -95,7 +95,11 @@ def make(settings: SpeechStage, context: StageContext) -> Job:
     model = Model(config.replace(frontend=frontend)).initialize(context.seed)
     model.generation_config = tokens | {"decoder_start_token_id": start, "max_length": config.max_position_embeddings}
     objective = Transcription(
-        masked_bands=settings.masked_bands, masked_frames=settings.masked_frames, shift=settings.shift
+        masked_bands=settings.masked_bands,
+        masked_frames=settings.masked_frames,
+        shift=settings.shift,
+        pitch=settings.pitch,
+        tempo=settings.tempo,
     )
     return Job(learned, held_out, features, tokenizer, model, objective)
 

@@ -30,6 +30,8 @@ class SpeechStage(StageSettings):
     masked_bands: int = Field(default=12, ge=0, le=512, description="SpecAugment: the widest blanked band")
     masked_frames: int = Field(default=20, ge=0, le=3_000, description="SpecAugment: the longest blanked time")
     shift: int = Field(default=15, ge=0, le=3_000, description="frames by which a recording is moved")
+    pitch: int = Field(default=3, ge=0, le=512, description="bands by which a recording is moved")
+    tempo: float = Field(default=0.15, ge=0, lt=1, description="share by which a recording is stretched or shortened")
     train: TrainSettings
     data: DataSettings | None = None
 

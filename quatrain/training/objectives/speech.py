@@ -1,7 +1,7 @@
 """Speech to text: an encoder reads the features of a recording, a decoder writes what is said.
 
-Features are varied while they are learned from: moved in time, and with bands of frequency and time blanked, which is
-SpecAugment (Park et al. 2019, arXiv 1904.08779).
+Features are varied while they are learned from: spoken faster or slower, higher or lower, earlier or later, and with
+bands of frequency and time blanked, which is SpecAugment (Park et al. 2019, arXiv 1904.08779).
 """
 
 from __future__ import annotations
@@ -37,15 +37,19 @@ class Transcription:
     """Next-token prediction of a text, given the features of its recording.
 
     The decoder reads the start token, the prompt of an example, and the text. `masked_bands` and `masked_frames` are
-    the widths of the largest blanked bands (0: none), `shift` the most frames by which a recording is moved. They are
-    drawn for each example from its seed, and not in evaluation.
+    the widths of the largest blanked bands (0: none), `shift` the most frames by which a recording is moved, `pitch` the
+    most bands, and `tempo` the largest share by which it is stretched or shortened. They are drawn for each example
+    from its seed, and not in evaluation.
     """
 
     draws: ClassVar[bool] = True
     likelihood: ClassVar[str] = "loss"
 
-    def __init__(self, *, masked_bands: int = 0, masked_frames: int = 0, shift: int = 0):
+    def __init__(
+        self, *, masked_bands: int = 0, masked_frames: int = 0, shift: int = 0, pitch: int = 0, tempo: float = 0.0
+    ):
         self.masked_bands, self.masked_frames, self.shift = masked_bands, masked_frames, shift
+        self.pitch, self.tempo = pitch, tempo
 
     def collate(self, examples: Sequence[SpeechExample], *, seed: Seeds | None = None) -> Batch:
         """Features (B, bands, frames), and labels (B, T) padded with -100. Raises InputError for shapes that differ."""
@@ -66,13 +70,18 @@ class Transcription:
         return Batch({"features": torch.stack(rows), "decoder_input_ids": read}, labels)
 
     def varied(self, features: Tensor, random: np.random.Generator) -> Tensor:
-        """Features moved in time, with a band of frequencies and a stretch of time at the mean of the recording."""
+        """Features stretched and moved, with a band of frequencies and a stretch of time at their mean."""
         bands, frames = features.shape
         quiet = float(features.min())
-        moved = int(random.integers(-self.shift, self.shift + 1))
-        features = features.roll(moved, dims=1)  # A copy, also without a move.
-        emptied = slice(0, moved) if moved >= 0 else slice(moved, None)
-        features[:, emptied] = quiet
+        length = round(frames * float(random.uniform(1 - self.tempo, 1 + self.tempo)))
+        if length != frames:
+            features = F.interpolate(features[None], length, mode="linear")[0, :, :frames]
+            features = F.pad(features, (0, frames - features.shape[1]), value=quiet)
+        for axis, most in ((1, self.shift), (0, self.pitch)):
+            moved = int(random.integers(-most, most + 1))
+            features = features.roll(moved, dims=axis)  # A copy, also without a move.
+            start, count = (0, moved) if moved >= 0 else (features.shape[axis] + moved, -moved)
+            features.narrow(axis, start, count).fill_(quiet)
         mean = float(features.mean())
         for axis, most, size in ((0, self.masked_bands, bands), (1, self.masked_frames, frames)):
             width = int(random.integers(0, min(most, size) + 1))
