@@ -311,7 +311,7 @@ class Transcriber:
         return _Window(features, prompt, no_speech)
 
     def _generate(self, window: _Window, options: SpeechOptions) -> tuple[Completion, float]:
-        """The first text, by rising temperature, that is likely and does not repeat itself; else the last one."""
+        """The first text, by rising temperature, that is likely and does not repeat itself; else the likeliest one."""
         tokens = self.tokens
         rules: tuple[TimestampRules, ...] = ()
         if tokens.no_timestamps is not None and options.timestamps != "none":
@@ -320,6 +320,7 @@ class Transcriber:
         most = max(self.engine.recommended.max_new_tokens, self.engine.model.config.context_length)
         params = SamplingParams(most, logits_processors=rules, seed=options.seed)
         vocabulary = self.engine.model.config.vocab_size
+        tried: list[tuple[float, Completion, float]] = []
         for temperature in options.temperatures:
             beams = options.num_beams if temperature == 0 else 1
             own = replace(params, temperature=temperature, num_beams=beams)
@@ -328,7 +329,9 @@ class Transcriber:
             repeats = compression_ratio(found.ids, vocabulary) > options.compression_threshold
             unlikely = logprob < options.logprob_threshold
             if (not repeats and not unlikely) or (unlikely and window.no_speech > options.no_speech_threshold):
-                break
+                return found, temperature
+            tried.append((logprob, found, temperature))
+        _, found, temperature = max(tried, key=lambda each: each[0])
         return found, temperature
 
     def _split(self, completion: Completion, steps: int, options: SpeechOptions) -> tuple[list[TokenSegment], int]:
