@@ -37,9 +37,9 @@ class Transcription:
     """Next-token prediction of a text, given the features of its recording.
 
     The decoder reads the start token, the prompt of an example, and the text. `masked_bands` and `masked_frames` are
-    the widths of the largest blanked bands (0: none), `shift` the most frames by which a recording is moved, `pitch` the
-    most bands, and `tempo` the largest share by which it is stretched or shortened. They are drawn for each example
-    from its seed, and not in evaluation.
+    the widths of the largest blanked bands (0: none), `shift` the most frames by which a recording is moved, `pitch`
+    the most bands, and `tempo` the largest share by which it is stretched or shortened. They are drawn for each
+    example from its seed, and not in evaluation.
     """
 
     draws: ClassVar[bool] = True
