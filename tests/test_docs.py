@@ -18,6 +18,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+LABS = sorted((DOCS / "labs").glob("*.md"))
+"""The Python of labs is run by tests/test_labs.py."""
 DECISIONS = sorted((DOCS / "decisions").glob("*.md"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN_ELSEWHERE = {
@@ -36,7 +38,7 @@ def blocks(page: Path, kind: str) -> list[str]:
 def commands() -> list[tuple[str, list[str]]]:
     """Every `quatrain …` in the shell blocks of the guide, with its page."""
     shown = []
-    for page in PAGES:
+    for page in [*PAGES, *LABS]:
         # A command may go on behind a backslash.
         for line in "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines():
             match = re.search(r"(?:^|\| )(quatrain .*)", line)
@@ -46,7 +48,9 @@ def commands() -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize(
-    "page", [p for p in PAGES if blocks(p, "python") and p.stem not in RUN_ELSEWHERE], ids=lambda p: p.stem
+    "page",
+    [p for p in [*PAGES, DOCS / "labs" / "index.md"] if blocks(p, "python") and p.stem not in RUN_ELSEWHERE],
+    ids=lambda p: p.stem,
 )
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     """All blocks of a page in order, sharing their names, in an empty folder."""
@@ -64,7 +68,7 @@ def test_pages_that_others_run_are_run(page):
     assert blocks(DOCS / f"{page}.md", "python")
 
 
-@pytest.mark.parametrize("page", [*PAGES, *DECISIONS, ROOT / "CHANGELOG.md"], ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", [*PAGES, *LABS, *DECISIONS, ROOT / "CHANGELOG.md"], ids=lambda p: p.stem)
 def test_links_lead_somewhere(page):
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
@@ -90,7 +94,7 @@ def test_decisions_are_numbered_and_complete():
 FILE = re.compile(r"`((?:quatrain|tests|benchmarks|tools|[a-z0-9]+)/[\w/]*\w\.(?:py|toml|md))`")
 
 
-@pytest.mark.parametrize("page", [*PAGES, *DECISIONS], ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", [*PAGES, *LABS, *DECISIONS], ids=lambda p: p.stem)
 def test_files_that_are_named_exist(page):
     for name in FILE.findall(BLOCK.sub("", page.read_text(encoding="utf-8"))):
         if "NAME" not in name:
