@@ -269,3 +269,20 @@ def test_a_step_reads_the_used_experts_alone_and_a_cache_is_small():
         steps = [model(ids[:, place : place + 1], cache=cache)[0] for place in range(6, 9)]
         torch.testing.assert_close(torch.cat(steps, 1), model(ids)[0][:, 6:], atol=1e-5, rtol=1e-5)
     assert cache.nbytes == 2 * 2 * 9 * (4 + 2) * 4  # layers, rows, tokens, kv_rank + rope_dim, bytes
+
+
+def test_the_load_of_the_experts_is_drawn():
+    from quatrain.evaluation.expert_load import expert_load, load_figure
+    from quatrain.evaluation.report.figures import DRAWN
+
+    model, ids = mixture()
+    load = expert_load(model.eval(), ids)
+    assert load.shape == (2, 4)
+    torch.testing.assert_close(load.sum(1), torch.full((2,), 4.0))
+    figure = load_figure(model, ids.flatten().tolist())
+    assert figure is not None and figure["rows"] == ["layer 0", "layer 1"] and len(figure["values"][0]) == 4
+    assert "layer 1" in DRAWN[figure["kind"]](figure)
+    dense = Model(get_family("llama").from_hf(tiny("llama")))
+    assert load_figure(dense, [1, 2, 3]) is None
+    with pytest.raises(InputError, match="has no experts"):
+        expert_load(dense, ids)
