@@ -162,3 +162,35 @@ def test_captions_and_pictures_become_clip(tmp_path: Path, monkeypatch: pytest.M
     x, ids = torch.randn(2, 3, 32, 32), torch.tensor([[5, 6, ours.config.eos_token_id]])
     expected = theirs(input_ids=ids, pixel_values=x).logits_per_text
     torch.testing.assert_close(ours(ids, features=x)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_picture_is_named_in_words_without_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few_shapes(monkeypatch)
+    done = run("clip-shapes", "image-text", tmp_path, *SMALL)
+    pipe = quatrain.pipeline(model=done.model)
+    picture = shapes.draw_picture((0, 0, 0), shapes.PAIRS).source
+    found = pipe(picture, candidate_labels="a red circle, a blue star", hypothesis_template="{}")
+    assert {each["label"] for each in found} == {"a red circle", "a blue star"}
+    assert sum(each["score"] for each in found) == pytest.approx(1, abs=1e-5)
+    same = pipe([picture], candidate_labels=["a red circle", "a blue star"])[0]
+    assert same == found
+    with pytest.raises(InputError, match="candidate_labels"):
+        pipe(picture)
+
+
+def test_shorter_captions_belong_to_every_picture_of_which_they_are_true() -> None:
+    from quatrain.data.image_processor import ImageProcessor
+    from quatrain.data.image_text import ImageTextProcessor
+    from quatrain.tokenizers.tokenizer import Tokenizer
+    from quatrain.training.objectives.image_text import ImageText
+
+    pictures = [shapes.draw_picture((0, 0, number), shapes.PAIRS) for number in range(40)]
+    tokenizer = Tokenizer.train([each.caption for each in pictures], kind="word", vocab_size=99, eos="<|endoftext|>")
+    objective = ImageText(ImageTextProcessor(ImageProcessor.of(32), tokenizer), length=16, augment=["flip"])
+    plain = objective.collate(pictures).labels
+    said = [picture.caption for picture in pictures]
+    assert plain.tolist() == [[float(one == other) for other in said] for one in said]
+    drawn, same, other = (objective.collate(pictures, seed=[(seed, n) for n in range(40)]) for seed in (0, 0, 1))
+    assert torch.equal(drawn.labels, same.labels) and torch.equal(drawn.inputs["features"], same.inputs["features"])
+    assert not torch.equal(drawn.labels, other.labels)
+    assert (drawn.labels.diagonal() == 1).all() and drawn.labels.sum() > plain.sum()

@@ -28,12 +28,14 @@ SHARE = 0.2
 class Picture:
     """A picture with what is said of it: its class, a caption, or questions with answers, by the set.
 
-    `source` is what `read_image` takes: a path or pixels.
+    `source` is what `read_image` takes: a path or pixels. `captions` are further texts that are true of it, and
+    say less.
     """
 
     source: Any
     label: str = ""
     caption: str = ""
+    captions: tuple[str, ...] = ()
     questions: tuple[tuple[str, str], ...] = ()
     place: str = ""
 

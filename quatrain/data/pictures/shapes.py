@@ -66,7 +66,10 @@ def draw_picture(seed: tuple[int, ...], pairs: Sequence[tuple[str, str]]) -> Pic
     questions = (("what colour is it?", colour), ("what shape is it?", shape), ("what size is it?", size),
                  ("where is it?", side))  # fmt: skip
     pixels = _paint(draw, shape, COLOURS[colour], centre, radius)
-    return Picture(pixels, shape, caption(size, colour, shape), questions, place=f"shapes:{seed[-1]}")
+    parts = (f"a {colour} shape", f"a {shape}", f"a {size} shape", f"a {colour} {shape}", f"a {size} {shape}",
+             f"a {size} {colour} shape")  # fmt: skip
+    whole = caption(size, colour, shape)
+    return Picture(pixels, shape, whole, parts, questions, place=f"shapes:{seed[-1]}")
 
 
 def _paint(

@@ -57,7 +57,7 @@ def setup(settings: ImageTextStage, context: StageContext, pictures: PictureSet)
         raise InputError(f"images: {settings.images} has pictures without captions; shapes has some for each.")
     folder = model_folder_of(context)
     if folder is None:
-        said = [picture.caption for picture in pictures.train]
+        said = [text for picture in pictures.train for text in (picture.caption, *picture.captions)]
         tokenizer = Tokenizer.train(said, kind="word", vocab_size=WORDS, eos="<|endoftext|>")
         side = ImageProcessor.of(settings.image_size)
         processor = ImageTextProcessor(
@@ -68,7 +68,7 @@ def setup(settings: ImageTextStage, context: StageContext, pictures: PictureSet)
         model, loaded = load_model(folder)
         processor = ImageTextProcessor(ImageProcessor.load(folder), loaded)
     model = with_dropout(model, settings.train.dropout)
-    objective = ImageText(processor, length=model.config.context_length)
+    objective = ImageText(processor, length=model.config.context_length, augment=settings.augment)
     learned, held = split(pictures.train, settings.validation, context.seed)
     stream, steps = example_stream(settings, context, learned)
     vectors = model.config.max_position_embeddings

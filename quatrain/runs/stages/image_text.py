@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from quatrain.core.settings import Problem
+from quatrain.core.settings import Listing, Problem
 from quatrain.runs.settings import RecipeSettings, StageSettings
 from quatrain.runs.stage import Lesson, StageSpec, deferred
 from quatrain.training.settings import TrainSettings
@@ -27,6 +27,7 @@ class ImageTextStage(StageSettings):
     patch_size: int = Field(default=4, ge=1, le=1024)
     text_layers: int = Field(default=2, ge=1, le=200)
     projection: int = Field(default=64, ge=1, le=100_000, description="width of the vectors that are compared")
+    augment: Listing[Literal["flip", "shift", "brightness", "erase"]] = ()
     validation: float = Field(default=0.05, ge=0, lt=1)
     train: TrainSettings
 

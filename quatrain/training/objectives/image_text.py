@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quatrain.data.augmentation import augmented
 from quatrain.data.batches import TokenBatch
 from quatrain.data.image_text import ImageTextProcessor
 from quatrain.data.pictures import Picture
-from quatrain.training.objectives.base import Loss, check_head
+from quatrain.training.objectives.base import Loss, Seeds, check_head, generators
 from quatrain.training.objectives.images import PreparedPictures
 
 LARGEST_LOG_SCALE = math.log(100)
@@ -23,18 +24,31 @@ ROWS = 256
 
 
 class ImageText:
-    """Pictures with captions. All pictures of one caption belong to it: none is a wrong answer to its own text."""
+    """Pictures with captions. All pictures of which a caption is true belong to it: none is a wrong answer.
 
-    def __init__(self, processor: ImageTextProcessor, *, length: int):
-        self.processor, self.length = processor, length
+    Half the time a picture comes with one of its further captions, which say less of it: what a word means shows best
+    where the others are missing. `augment` names augmentations. Both are drawn from the seeds that `collate` gets.
+    """
+
+    draws = True
+
+    def __init__(self, processor: ImageTextProcessor, *, length: int, augment: Sequence[str] = ()):
+        self.processor, self.length, self.augment = processor, length, tuple(augment)
         self.prepared = PreparedPictures(processor.images)
 
-    def collate(self, examples: Sequence[Picture]) -> TokenBatch:
-        """Captions (B, T) and pictures (B, 3, H, W), with the labels (B, B): 1 where the captions are equal."""
+    def collate(self, examples: Sequence[Picture], seed: Seeds | None = None) -> TokenBatch:
+        """Captions (B, T) and pictures (B, 3, H, W), with the labels (B, B): 1 where a caption is true of a picture."""
+        pixels = [self.prepared.pixels(picture) for picture in examples]
         said = [picture.caption for picture in examples]
+        if seed is not None:
+            draws = generators(seed, len(examples))
+            said = [_drawn(picture, draw) for picture, draw in zip(examples, draws, strict=True)]
+            pixels = [augmented(each, self.augment, draw) for each, draw in zip(pixels, draws, strict=True)]
         ids, mask = map(torch.from_numpy, self.processor.ids(said, self.length))
-        labels = torch.tensor([[float(one == other) for other in said] for one in said])
-        return TokenBatch.of(ids, labels, segments=mask, features=self.features(examples))
+        true = [{picture.caption, *picture.captions} for picture in examples]
+        labels = torch.tensor([[float(text in texts) for texts in true] for text in said])
+        features = torch.from_numpy(self.processor.images.scale(np.stack(pixels)))
+        return TokenBatch.of(ids, labels, segments=mask, features=features)
 
     def features(self, examples: Sequence[Picture]) -> Tensor:
         """The pictures (B, 3, H, W) of examples."""
@@ -50,6 +64,13 @@ class ImageText:
         logits, loss = model(labels=batch.labels, **batch.inputs)
         best = logits.detach().argmax(1, keepdim=True)
         return loss.sum(), len(batch.labels), {"accuracy": batch.labels.gather(1, best).sum()}
+
+
+def _drawn(picture: Picture, draw: np.random.Generator) -> str:
+    """The caption of a picture, or half the time one of its further captions."""
+    if not picture.captions or draw.random() < 0.5:
+        return picture.caption
+    return picture.captions[int(draw.integers(len(picture.captions)))]
 
 
 @torch.no_grad()
