@@ -133,7 +133,7 @@ def test_half_of_the_weights_go_in_the_published_order(model):
             return float(network(held_out[:, :-1], held_out[:, 1:])[1].mean())
 
     losses = [loss(model)]
-    for method in ("sparsegpt", "wanda", "magnitude", "global_magnitude"):
+    for method in ("sparsegpt", "wanda", "magnitude", "magnitude-global"):
         pruned = read_model()
         prune(pruned, method, 0.5, batches=[{"input_ids": learned}])
         losses.append(loss(pruned))
