@@ -191,6 +191,7 @@ class EncoderGraph(nn.Module):
             return states if model.score is None else model.score(states)
         pooled = heads.pool(hidden, model.config, input_ids, attention_mask)
         if head == "embedding":
+            pooled = heads.through_layers(pooled, model.embedding_layers, model.config)
             return nn.functional.normalize(pooled, dim=-1) if model.config.normalize_embedding else pooled
         pooled = pooled if model.pooler is None else model.pooler(pooled)
         return pooled if model.score is None else model.score(pooled)

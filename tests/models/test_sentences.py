@@ -180,7 +180,7 @@ def test_other_heads_leave_the_pooling_alone(folder):
 @pytest.mark.parametrize(
     ("kinds", "pooling", "length", "told"),
     [
-        (("Transformer", "Pooling", "Dense"), {"pooling_mode": "mean"}, None, ["models.Dense", "must be Transformer"]),
+        (("Transformer", "Pooling", "LSTM"), {"pooling_mode": "mean"}, None, ["models.LSTM", "must be Transformer"]),
         (("Pooling", "Transformer"), {"pooling_mode": "mean"}, None, ["in this order"]),
         (("Transformer", "Pooling"), {"pooling_mode": "attention"}, None, ['"attention"', "cls, lasttoken, mean"]),
         (("Transformer", "Pooling"), {"pooling_mode": ["cls", "mean"]}, None, ["cls, mean; must be exactly one"]),
@@ -287,3 +287,29 @@ def test_a_decoder_embeds_by_its_last_token(tmp_path):
         hidden = body(input_ids=ids, attention_mask=mask).last_hidden_state
         expected = F.normalize(pooled("lasttoken", hidden, mask), dim=1)
         torch.testing.assert_close(model(ids, segments=mask)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_dense_modules_are_read_written_and_applied(tmp_path):
+    torch.manual_seed(0)
+    model = battery.ours(BERT, tmp_path / "plain")
+    width = model.config.hidden_size
+    plain = model_folder.load(tmp_path / "plain", head="embedding")
+    layers = ((20, "tanh", True), (12, "none", False))
+    dense = type(plain)(plain.config.replace(embedding_layers=layers)).eval()
+    dense.load_state_dict(plain.state_dict(), strict=False)
+    model_folder.save(dense, tmp_path / "dense")
+    kinds = [module["type"].rpartition(".")[2] for module in json.loads((tmp_path / "dense/modules.json").read_text())]
+    assert kinds == ["Transformer", "Pooling", "Dense", "Dense", "Normalize"]
+    again = model_folder.load(tmp_path / "dense")
+    assert again.config.embedding_layers == layers and again.config.vector_size == 12
+    ids = torch.randint(3, 90, (2, 9))
+    with torch.no_grad():
+        hidden = plain.hidden_states(ids).mean(1)
+        first, second = again.embedding_layers
+        assert first.weight.shape == (20, width) and second.bias is None
+        expected = F.normalize(torch.tanh(hidden @ first.weight.T + first.bias) @ second.weight.T, dim=-1)
+        torch.testing.assert_close(again(ids)[0], expected, atol=1e-6, rtol=1e-5)
+        assert torch.equal(again(ids)[0], dense(ids)[0])
+    (tmp_path / "dense/3_Dense/model.safetensors").unlink()
+    with pytest.raises(InputError, match="pickled weights are never read"):
+        model_folder.load(tmp_path / "dense")

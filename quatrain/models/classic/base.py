@@ -86,6 +86,11 @@ class ClassicConfig(Settings):
         """Width of the vector that a model with the head `embedding` returns for a text."""
         return 0
 
+    @property
+    def vector_size(self) -> int:
+        """The same: nothing is behind the pooling."""
+        return self.output_hidden_size
+
     def flops_per_token(self, training: bool) -> float:
         """Floating-point operations for one token, or one example: twice the weights, six times in training."""
         return 0.0

@@ -136,6 +136,7 @@ def load(
             if prepare is not None:
                 prepare(network, raw)
         network.newly_initialized = load_weights(network, names, dtype, torch.device(device), seed)
+    sentence_transformers.load_layers(network, folder, dtype, torch.device(device))
     network.generation_config = _generation(folder, raw)
     return network.eval()
 
@@ -233,7 +234,7 @@ def file_state_dict(model: Model) -> dict[str, Tensor]:
 
     Raises QuatrainError where a tensor has no such name (adapters that are not merged): a file would lack it.
     """
-    ours = model.state_dict()
+    ours = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("embedding_layers.")}
     if model.lm_head is not None and model.config.tie_word_embeddings:
         ours.pop("lm_head.weight")
     theirs: dict[str, Tensor] = {}
@@ -275,6 +276,7 @@ def save(
     write_json(folder / "config.json", config)
     if model.config.head == "embedding" and not model.config.projection_size:
         sentence_transformers.write(folder, model.config)
+        sentence_transformers.write_layers(folder, model)
     asked = {key: config.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")}
     legacy = {key: model.config.extra[key] for key in sorted(GENERATION & model.config.extra.keys())}
     asked |= legacy if model.generation_config is None else model.generation_config

@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from quatrain.core.atomic import write_json
+from quatrain.core.atomic import atomic_write, write_json
 from quatrain.core.errors import InputError
 from quatrain.core.reading import read_json, user_path
 from quatrain.core.wording import format_value, printable
 from quatrain.models.families.value_types import TEXTS
+from quatrain.models.io.safetensors_writer import write_safetensors
 from quatrain.models.transformer.config import ModelConfig, is_size
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from quatrain.models.transformer.stack import Model
@@ -39,6 +41,18 @@ POOLINGS = {
     "max": "max",
 }
 """Poolings: their names and ours."""
+
+LAYER_WEIGHTS = "model.safetensors"
+"""The weights of a Dense module, in its folder."""
+
+ACTIVATIONS = {
+    "torch.nn.modules.activation.Tanh": "tanh",
+    "torch.nn.modules.linear.Identity": "none",
+    "torch.nn.modules.activation.ReLU": "relu",
+    "torch.nn.modules.activation.GELU": "gelu",
+    "torch.nn.modules.activation.SiLU": "silu",
+}
+"""Activations of Dense modules: their names and ours."""
 
 FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -84,22 +98,97 @@ def read(folder: str | Path) -> dict[str, Any] | None:
     kinds = [_kind(module) for module in modules]
     problems += [
         f"{MODULES}: {format_value(module.get('type') if isinstance(module, dict) else module)} is an unknown module; "
-        "must be Transformer, Pooling or Normalize"
+        "must be Transformer, Pooling, Dense or Normalize"
         for module, kind in zip(modules, kinds, strict=True)
-        if kind not in ("Transformer", "Pooling", "Normalize")
+        if kind not in ("Transformer", "Pooling", "Dense", "Normalize")
     ]
-    if not problems and kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+    dense = [module for module, kind in zip(modules, kinds, strict=True) if kind == "Dense"]
+    between = ["Transformer", "Pooling", *["Dense"] * len(dense)]
+    if not problems and kinds not in (between, [*between, "Normalize"]):
         problems.append(
-            f"{MODULES}: {', '.join(kinds)}; must be Transformer, Pooling and optionally Normalize, in this order"
+            f"{MODULES}: {', '.join(kinds)}; must be Transformer, Pooling, any Dense and optionally Normalize, in this "
+            "order"
         )
     fields: dict[str, Any] = {"normalize_embedding": kinds[-1:] == ["Normalize"]}
     if not problems:
         fields["pooling"] = _pooling(folder / modules[1].get("path", "") / "config.json", problems)
         fields["max_text_length"] = _length(folder / modules[0].get("path", ""), problems)
+        fields["embedding_layers"] = tuple(_dense(folder / module.get("path", ""), problems) for module in dense)
         problems += prompt_problems(folder / SETTINGS)
     if problems:
         raise InputError(f"{folder}: this sentence embedding cannot be used:", problems)
     return fields
+
+
+def _dense(folder: Path, problems: list[str]) -> tuple[int, str, bool]:
+    """Outputs, activation and bias of a Dense module."""
+    config = _json(folder / "config.json", dict)
+    named = config.get("activation_function", "torch.nn.modules.activation.Tanh")
+    activation, size, bias = ACTIVATIONS.get(str(named)), config.get("out_features"), config.get("bias", True)
+    known = {"in_features", "out_features", "bias", "activation_function", "module_input_name", "module_output_name"}
+    unknown = sorted(key for key in config if key not in known and config[key])
+    problems += [f"{folder.name}: {printable(key)} = {format_value(config[key])} is not supported" for key in unknown]
+    if activation is None:
+        problems.append(
+            f"{folder.name}: activation_function = {format_value(named)}; must be one of {', '.join(ACTIVATIONS)}"
+        )
+    if not is_size(size):
+        problems.append(f"{folder.name}: out_features = {format_value(size)}; must be a whole number of at least 1")
+    if not isinstance(bias, bool):
+        problems.append(f"{folder.name}: bias = {format_value(bias)}; must be true or false")
+    if not (folder / LAYER_WEIGHTS).is_file():
+        problems.append(
+            f"{folder.name}/{LAYER_WEIGHTS}: missing; pickled weights are never read: save the model again with "
+            "Sentence Transformers, as safetensors"
+        )
+    return size if is_size(size) else 1, activation or "none", bias is True
+
+
+def load_layers(model: Model, folder: str | Path, dtype: torch.dtype, device: torch.device) -> None:
+    """Loads the dense layers behind the pooling from the folders of their modules, if the model has any.
+
+    Raises InputError for tensors that are missing or misshapen.
+    """
+    from torch import nn
+
+    from quatrain.models.io.safetensors_reader import SafetensorsReader
+
+    if model.embedding_layers is None:
+        return
+    folder = Path(folder)
+    modules = [module for module in _json(folder / MODULES, list) if _kind(module) == "Dense"]
+    problems: list[str] = []
+    for layer, module in zip(model.embedding_layers, modules, strict=True):
+        with SafetensorsReader(folder / module["path"]) as tensors:
+            for name, parameter in list(layer.named_parameters()):
+                place = f"{module['path']}/{LAYER_WEIGHTS}: linear.{name}"
+                if f"linear.{name}" not in tensors:
+                    problems.append(f"{place}: missing")
+                    continue
+                tensor = tensors.copy(tensors.view(f"linear.{name}"), dtype, device)
+                if tensor.shape != parameter.shape:
+                    problems.append(f"{place}: has shape {tuple(tensor.shape)}; must be {tuple(parameter.shape)}")
+                    continue
+                setattr(layer, name, nn.Parameter(tensor))
+    if problems:
+        raise InputError(f"{folder}: this sentence embedding cannot be used:", problems)
+
+
+def write_layers(folder: str | Path, model: Model) -> None:
+    """Writes the configuration and the weights of the dense layers behind the pooling, if the model has any."""
+    names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    layers = [] if model.embedding_layers is None else list(model.embedding_layers)
+    for number, (layer, (_, activation, _)) in enumerate(zip(layers, model.config.embedding_layers, strict=True), 2):
+        place = Path(folder) / f"{number}_Dense"
+        place.mkdir(parents=True, exist_ok=True)
+        linear: Any = layer
+        write_json(place / "config.json", {
+            "in_features": linear.in_features, "out_features": linear.out_features, "bias": linear.bias is not None,
+            "activation_function": names[activation],
+        })  # fmt: skip
+        tensors = {f"linear.{name}": value.detach().cpu().contiguous() for name, value in linear.named_parameters()}
+        with atomic_write(place / LAYER_WEIGHTS, "wb") as file:
+            write_safetensors(file, tensors, {"format": "pt"})
 
 
 def write(folder: str | Path, config: ModelConfig) -> None:
@@ -112,8 +201,9 @@ def write(folder: str | Path, config: ModelConfig) -> None:
     if name is None:
         raise InputError(f"pooling: {config.pooling!r} is not supported by Sentence Transformers.")
     modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    modules += [("Dense", f"{number}_Dense") for number, _ in enumerate(config.embedding_layers, 2)]
     if config.normalize_embedding:
-        modules.append(("Normalize", "2_Normalize"))
+        modules.append(("Normalize", f"{len(modules)}_Normalize"))
     pooling = {
         WIDTHS[0]: config.output_hidden_size,
         **{key: mode == name for key, mode in FLAGS.items()},
@@ -145,7 +235,7 @@ def embed(
     """
     import torch
 
-    from quatrain.models.transformer.heads import pool
+    from quatrain.models.transformer.heads import pool, through_layers
 
     config = model.config
     if config.head != "embedding":
@@ -156,9 +246,7 @@ def embed(
         raise InputError(f"text {empty[0]}: empty; this tokenizer gives no token for it, so there is nothing to pool.")
     as_is = normalize is None or normalize == config.normalize_embedding
     padding = tokenizer.pad_id if config.pad_token_id is None else config.pad_token_id
-    embeddings = torch.empty(
-        len(ids), config.output_hidden_size, dtype=model.embed_tokens.weight.dtype, device=model.device
-    )
+    embeddings = torch.empty(len(ids), config.vector_size, dtype=model.embed_tokens.weight.dtype, device=model.device)
     by_length = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
     for start in range(0, len(ids), batch_size):
         rows = by_length[start : start + batch_size]
@@ -173,7 +261,8 @@ def embed(
             if as_is:
                 embeddings[rows] = model(batch, segments=segments)[0]
             else:
-                embeddings[rows] = pool(model.hidden_states(batch, segments=segments), config, batch, segments)
+                pooled = pool(model.hidden_states(batch, segments=segments), config, batch, segments)
+                embeddings[rows] = through_layers(pooled, getattr(model, "embedding_layers", None), config)
     return torch.nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings
 
 

@@ -25,7 +25,11 @@ def load_weights(model: Model, names: TensorNames, dtype: torch.dtype, device: t
     Only weights of a head that the files lack are initialized, from `seed`. Raises InputError with every tensor that is
     missing, unexpected, misshapen, contains NaN or contradicts config.json.
     """
-    expected = dict(model.state_dict(keep_vars=True))
+    expected = {
+        name: tensor
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if not name.startswith("embedding_layers.")  # They have files of their own: see `sentence_transformers`.
+    }
     tied = model.lm_head is not None and model.config.tie_word_embeddings
     if tied:
         expected.pop("lm_head.weight")

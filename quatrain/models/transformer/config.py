@@ -407,6 +407,8 @@ class ModelConfig:
     """Label names of a classifier, in the order of its outputs."""
     problem_type: str = "single_label"
     pooling: str = "last"
+    embedding_layers: tuple[tuple[int, str, bool], ...] = ()
+    """Dense layers behind the pooling of the head `embedding`: each one's outputs, activation or `none`, and bias."""
     normalize_embedding: bool = True
     max_text_length: int = 0
     """Tokens to which texts are truncated for sentence embeddings; 0 means the whole context."""
@@ -712,6 +714,11 @@ class ModelConfig:
     def num_blocks(self) -> int:
         """Number of blocks: that of the layers, unless layers share their weights."""
         return max(self.blocks) + 1 if self.blocks else self.num_hidden_layers
+
+    @property
+    def vector_size(self) -> int:
+        """Width of the vectors of the head `embedding`."""
+        return self.embedding_layers[-1][0] if self.embedding_layers else self.output_hidden_size
 
     @property
     def output_hidden_size(self) -> int:

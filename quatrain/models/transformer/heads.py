@@ -60,6 +60,27 @@ def make_pooler(config: ModelConfig) -> Dense | None:
     return Dense(config, config.pooler, norm=config.pooler_norm, bias=config.pooler_bias)
 
 
+def make_embedding_layers(config: ModelConfig) -> nn.ModuleList | None:
+    """The dense layers behind the pooling of a sentence embedding, or None."""
+    if config.head != "embedding" or not config.embedding_layers:
+        return None
+    widths = [config.output_hidden_size, *(size for size, _, _ in config.embedding_layers)]
+    return nn.ModuleList(
+        nn.Linear(width, size, bias=bias)
+        for width, (size, _, bias) in zip(widths, config.embedding_layers, strict=False)
+    )
+
+
+def through_layers(pooled: Tensor, layers: nn.ModuleList | None, config: ModelConfig) -> Tensor:
+    """Pooled states (B, C) through the dense layers of a sentence embedding: (B, vector_size)."""
+    if layers is None:
+        return pooled
+    for layer, (_, activation, _) in zip(layers, config.embedding_layers, strict=True):
+        pooled = layer(pooled)
+        pooled = pooled if activation == "none" else ACTIVATIONS[activation](pooled)
+    return pooled
+
+
 def make_score(config: ModelConfig) -> nn.Linear | None:
     """The output layer of classifiers, span heads, choices and values, or None. Raises InputError without labels."""
     if config.head not in (*CLASSIFICATION_HEADS, "question_answering", "pretraining"):

@@ -78,6 +78,7 @@ class Model(Stack):
         self.transform = heads.make_transform(config)
         self.pooler = heads.make_pooler(config)
         self.score = heads.make_score(config)
+        self.embedding_layers = heads.make_embedding_layers(config)
         self.distillation_score = heads.make_distillation_score(config)
         self.projection = heads.make_projection(config)
         self.image_tower: Any = None
@@ -301,6 +302,7 @@ class Model(Stack):
         pooled = heads.pool(hidden, config, input_ids, segments)
         if config.head in ("embedding", "contrastive"):
             pooled = pooled if self.projection is None else self.projection(pooled)
+            pooled = heads.through_layers(pooled, self.embedding_layers, config)
             return F.normalize(pooled, dim=-1) if config.normalize_embedding else pooled, None
         logits = self._score(pooled if self.pooler is None else self.pooler(pooled))
         return logits, None if labels is None else heads.label_loss(logits, labels, config.problem_type)

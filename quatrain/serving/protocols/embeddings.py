@@ -50,7 +50,7 @@ async def _whole(service: Service, form: EmbeddingsForm) -> dict[str, Any]:
                 "head embedding.",
                 param="model",
             )
-        size = loaded.model.config.output_hidden_size
+        size = loaded.model.config.vector_size
         if form.dimensions is not None and form.dimensions > size:
             raise ApiError(400, f"dimensions: the vectors of this model have {size}.", param="dimensions")
         vectors, count = await service.in_thread(_embed, loaded, texts, form.dimensions)
