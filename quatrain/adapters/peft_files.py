@@ -86,8 +86,16 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
 
 
 def group(layers: Mapping[str, FileLayer], adapters: Mapping[str, AdapterLayer]) -> dict[str, dict[str, AdapterLayer]]:
-    """The adapter layers by the layer of the model's files that contains them (several if the file fuses layers)."""
+    """The adapter layers by the layer of the model's files that contains them (several if the file fuses layers).
+
+    Raises InputError for layers that the files do not hold as matrices of their own.
+    """
     paths = {part: path for path, layer in layers.items() for part in layer.parts}
+    if stacked := [name for name in adapters if name not in paths]:
+        raise InputError(
+            f"{stacked[0]}: this family's files store the experts of a layer as one tensor, and PEFT has no adapter "
+            "of one expert. Train adapters on the attention (target_modules q_proj, k_proj, v_proj, o_proj), or merge."
+        )
     grouped: dict[str, dict[str, AdapterLayer]] = defaultdict(dict)
     for name, layer in adapters.items():
         grouped[paths[name]][name] = layer

@@ -11,6 +11,7 @@ from quatrain.adapters.apply import apply_adapter
 from quatrain.adapters.layer import adapter_layers
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.compression import methods
+from quatrain.core.errors import InputError
 from quatrain.models.io import model_folder
 
 CASES = {case.name: case for case in battery.all_cases() if case.name in ("mixtral plain", "qwen3_moe plain")}
@@ -63,3 +64,10 @@ def test_quantized_experts_compute_and_are_stored(method, tmp_path):
     again, _ = load_model(tmp_path / "small")
     with torch.no_grad():
         torch.testing.assert_close(again(ids)[0], found, atol=1e-5, rtol=1e-5)
+
+
+def test_experts_stored_as_one_tensor_have_no_peft_file(tmp_path):
+    case = next(case for case in battery.all_cases() if case.name == "granitemoe plain")
+    model = with_lora(case, tmp_path / "base", ("up_proj",))
+    with pytest.raises(InputError, match="experts of a layer as one tensor"):
+        peft_files.save_adapter(model, tmp_path / "adapter")
