@@ -105,6 +105,18 @@ def test_outputs_stay_when_only_the_text_changes():
         tool.with_new_text(tool.Lab("00-sum", lab.cells[:2], [], []), old)
 
 
+def test_the_site_draws_every_formula(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    formulas = importlib.import_module("formulas")
+    for path in SCRIPTS:
+        page = formulas.drawn(path.with_suffix(".md").read_text(encoding="utf-8"))
+        prose = formulas.CODE.sub("", page)
+        assert "$" not in prose and "<code>" not in prose, path.stem
+    one = formulas.drawn("a $x^2$ and `$y$`, and\n\n$$\\frac12$$\n")
+    assert one.count("<svg") == 2 and 'aria-label="x^2"' in one and "`$y$`" in one
+    assert formulas.svg(r"\nonsense{x}") == "<code>\\nonsense{x}</code>"
+
+
 def test_a_cell_that_fails_is_named(tmp_path, capsys):
     lab = tool.Lab("00-bad", [tool.Cell("code", "print('so far')\n1 / 0")], [], [])
     with pytest.raises(ZeroDivisionError):

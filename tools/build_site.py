@@ -20,6 +20,7 @@ from pathlib import Path
 
 import tomli_w
 from api_pages import api_pages
+from formulas import drawn
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGURATION = ROOT / "zensical.toml"
@@ -131,7 +132,8 @@ def relinked(source: Path) -> tuple[str, list[Path]]:
         return LINK.sub(changed, part)
 
     parts = FENCE.split(source.read_text(encoding="utf-8"))
-    return "".join(part if part.startswith("```") else shown(part) for part in parts), files
+    text = "".join(part if part.startswith("```") else shown(part) for part in parts)
+    return drawn(text) if source.parent.name == "labs" else text, files
 
 
 def list_of_decisions() -> str:
