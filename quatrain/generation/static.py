@@ -102,6 +102,8 @@ class StaticDecoder:
             return "the encoder's output has no fixed address"
         if config.recurs:
             return "a step of fixed shape has no recurrent layers"
+        if config.experts is not None:
+            return "which experts a step uses depends on its tokens"
         if any(depends_on_length(scaling) for scaling in (config.rope_scaling, config.local_rope_scaling)):
             return "rotary frequencies depend on the length of the text"
         if model.soft_prompt is not None or config.padding_positions != "counted":

@@ -18,6 +18,7 @@ from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.generation.requests import SequenceState
 from quatrain.generation.runner import ModelRunner
 from quatrain.generation.static import StaticDecoder, step_size
+from quatrain.models.transformer.config import ExpertsConfig
 from quatrain.models.transformer.kv_cache import KVCache
 
 STATIC = [name for name in CONFIGS if name not in ("longrope", "dynamic")]
@@ -81,6 +82,9 @@ def test_what_cannot_be_static_says_why():
         engine = static_engine(random_model(CONFIGS[name]))
         engine.generate(prompts(2), SamplingParams(3))
         assert reason in engine.scheduler.runner.static.reason and engine.scheduler.runner.static.steps == 0
+    mixture = static_engine(random_model(llama(experts=ExpertsConfig(4, 2, 16))))
+    mixture.generate([[3, 4]], SamplingParams(3))
+    assert "which experts" in mixture.scheduler.runner.static.reason
     engine = static_engine(random_model(llama()))
     hook = engine.model.layers[0].register_forward_hook(lambda *_: None)
     engine.generate([[3, 4]], SamplingParams(3))
