@@ -80,7 +80,7 @@ def shapes(draw, case):
 
 @pytest.mark.parametrize("case", language_cases(), ids=str)
 @given(data=st.data())
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 def test_random_shapes(case, data):
     sizes = data.draw(shapes(case))
     tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
