@@ -232,8 +232,15 @@ def test_tests_picked_by_a_mark_run_side_by_side(make, machine, monkeypatch):
     assert "--numprocesses=auto" in words and "--dist=loadfile" in words
 
 
+def test_the_site_is_built_with_its_own_extra(make, machine, monkeypatch):
+    assert said(make, "docs", "my site", monkeypatch=monkeypatch) == 0
+    assert ".[docs]" in machine.calls[-2] and machine.calls[-1][1:] == ["tools/build_site.py", "my site"]
+
+
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
-@pytest.mark.parametrize("words", [["run"], ["test", "ARGS=tests/text -k 'a or b'"], ["lint"], ["clean", "VENV=a b"]])
+@pytest.mark.parametrize(
+    "words", [["run"], ["docs"], ["test", "ARGS=tests/text -k 'a or b'"], ["lint"], ["clean", "VENV=a b"]]
+)
 def test_the_makefile_hands_over(words):
     result = subprocess.run(["make", "--dry-run", *words], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0 and "tools/make.py" in result.stdout

@@ -30,6 +30,15 @@ def _recipe_words(context: CompletionContext) -> Iterator[tuple[str, str]]:
 RECIPE = Parameter(completer=_recipe_words)
 """An argument that names a shipped recipe, or the file of one."""
 
+
+def _model_words(context: CompletionContext) -> Iterator[tuple[str, str]]:
+    """The runs here that have a model; a shell completes paths itself."""
+    yield from ((path.parent.name, "the model of a run") for path in sorted(Path("runs").glob("*/model")))
+
+
+MODEL = Parameter(completer=_model_words)
+"""An argument that names a model."""
+
 _OPTION = re.compile(r"--[A-Za-z][A-Za-z_-]*(=.*)?", re.DOTALL)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from cyclopts import Parameter
 
-from quatrain.cli.arguments import TextArgument
+from quatrain.cli.arguments import MODEL, TextArgument
 from quatrain.cli.generate import show_speed
 from quatrain.cli.sampling import MODEL_DEFAULTS, SAMPLING_DEFAULTS, ModelOptions, SamplingOptions
 
@@ -48,7 +48,7 @@ class Command:
 
 
 def chat(
-    model: str,
+    model: Annotated[str, MODEL],
     *,
     db: Path | None = None,
     schema: bool = False,

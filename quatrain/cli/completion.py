@@ -24,7 +24,9 @@ def completion_of(app: App) -> Callable[[Literal["bash", "zsh", "fish"]], int]:
         """
         from quatrain.cli.output import show_text
 
-        show_text(app.generate_completion(shell=shell).rstrip("\n"))
+        script = app.generate_completion(shell=shell)
+        # Where nothing else fits, bash completes paths.
+        show_text(script.replace("complete -F ", "complete -o default -F ").rstrip("\n"))
         return 0
 
     return completion

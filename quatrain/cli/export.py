@@ -7,9 +7,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from quatrain.cli.arguments import MODEL
+
 
 def export(
-    model: str,
+    model: Annotated[str, MODEL],
     *,
     to: str,
     out: Path | None = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from quatrain.cli.arguments import TextArgument, read_text_argument
+from quatrain.cli.arguments import MODEL, TextArgument, read_text_argument
 from quatrain.cli.sampling import MODEL_DEFAULTS, SAMPLING_DEFAULTS, ModelOptions, SamplingOptions
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ MAX_NEW_TOKENS = 128
 
 
 def generate(
-    model: str,
+    model: Annotated[str, MODEL],
     prompt: TextArgument | None = None,
     *,
     file: Path | None = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from quatrain.cli.arguments import TextArgument, read_text_argument
+from quatrain.cli.arguments import MODEL, TextArgument, read_text_argument
 
 if TYPE_CHECKING:
     from quatrain.evaluation.inspection import Subject
@@ -17,7 +17,7 @@ PAGE, PICTURE = "attention.html", "attention.png"
 
 
 def inspect(
-    model: str,
+    model: Annotated[str, MODEL],
     *,
     text: TextArgument | None = None,
     next_tokens: Annotated[bool, Parameter(name="--next")] = False,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from quatrain.cli.arguments import MODEL
 from quatrain.cli.sampling import MODEL_DEFAULTS, SAMPLING_DEFAULTS, ModelOptions, SamplingOptions
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ WIDTH = 100
 
 
 def label(
-    model: str,
+    model: Annotated[str, MODEL],
     *,
     prompts: str | None = None,
     out: Path = Path("preferences.jsonl"),

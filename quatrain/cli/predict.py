@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from quatrain.cli.arguments import TextArgument
+from quatrain.cli.arguments import MODEL, TextArgument
 from quatrain.cli.sampling import SAMPLING_DEFAULTS, SamplingOptions
 from quatrain.compression.settings import Method
 
@@ -147,7 +147,7 @@ RUNNING, NO_INPUTS, NO_OPTIONS, NO_FILES = RunningOptions(), InputOptions(), Tas
 
 
 def predict(
-    model: str,
+    model: Annotated[str, MODEL],
     text: TextArgument,
     *texts: TextArgument,
     task: str | None = None,

@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from quatrain.cli.arguments import MODEL
+
 
 def prune(
-    model: str,
+    model: Annotated[str, MODEL],
     *,
     out: Path | None = None,
     method: tuple[str, ...] = (),

@@ -20,6 +20,7 @@ LINES = {
     "quatrain run quick": {"quickstart"},
     "quatrain check senti": {name for name in recipe_names() if name.startswith("senti")},
     "quatrain run mi": {"mine.toml"},
+    "quatrain chat fi": {"first"},
     "quatrain run --rest": {"--restart"},
     "quatrain new --goal da": {"database"},
     "quatrain data cu": {"curate"},
@@ -36,6 +37,8 @@ def script(shell: str, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.skipif(BASH is None, reason="bash is not installed")
 def test_bash_completes_verbs_options_choices_and_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.toml").touch()
+    (tmp_path / "runs" / "first" / "model").mkdir(parents=True)
+    (tmp_path / "runs" / "fifth-is-not-finished").mkdir()
     asked = "".join(f"complete_line {line}\n" for line in LINES)
     (tmp_path / "ask.bash").write_text(
         f'quatrain() {{ "{sys.executable}" -m quatrain "$@"; }}\n'
@@ -57,6 +60,7 @@ def test_bash_completes_verbs_options_choices_and_recipes(tmp_path: Path, capsys
     assert done.returncode == 0 and not done.stderr, done.stderr
     found = [set(line.split()) for line in done.stdout.splitlines()]
     assert dict(zip(LINES, found, strict=True)) == LINES
+    assert "complete -o default -F _quatrain quatrain" in (tmp_path / "ask.bash").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("shell", "start"), [("zsh", "#compdef quatrain"), ("fish", "complete -c quatrain")])
