@@ -9,7 +9,7 @@
 # # Lab 17: serve it, export it, run it in Ollama
 #
 # **You learn** to put a model to use: a file for llama.cpp and Ollama, what its formats keep and lose, and how a file proves itself; a server that speaks OpenAI's API; and why it answers eight at once almost as fast as
-# one. Before this: [quantize](../compression.md).
+# one. Before this: [quantization by hand](09-quantization.md).
 
 # %%
 import json
