@@ -119,7 +119,7 @@ def test_the_sql_recipe_runs_and_its_tool_stays_open(tmp_path):
              "stage.grpo.max_new_tokens=20", "evaluate.max_new_tokens=20"]  # fmt: skip
     assert main(["run", "sql-agent-grpo", "--runs-dir", str(tmp_path), *small, "--quiet"]) == 0
     database = tmp_path / "sql-agent-grpo/shop.sqlite"
-    task = DatabaseAnswers(database, examples=60, held_out=5)
+    task = DatabaseAnswers(database, examples=60, held_out=30)
     assert len(task.splits["train"]) == 60 and all(task.held_out.values())
     held = {each.question for examples in task.held_out.values() for each in examples}
     assert not held & {each.question for name in ("train", "practice") for each in task.splits[name]}

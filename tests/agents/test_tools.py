@@ -145,7 +145,7 @@ def test_predict_asks_a_models_own_pipeline(tmp_path, opened):
     (expected,) = pipeline(model=str(tmp_path)).predict(["good film"])
     shown = json.loads(answer.text)
     assert shown["label"] in LABELS.values() and answer.untrusted
-    assert shown["score"] == pytest.approx(expected.value[0]["score"], abs=1e-4)
+    assert shown["score"] == pytest.approx(expected.value["score"], abs=1e-4)
     with pytest.raises(ToolError, match="text"):
         predict.read('{"texts": "good"}')
     with pytest.raises(InputError, match="predict: "):
