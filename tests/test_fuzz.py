@@ -26,7 +26,7 @@ def tokenize(model: str, text: str, *, pair: str | None = None) -> int:
 
 app.tokenize = tokenize
 fuzz.PEAK = 1024**3
-sys.exit(fuzz.main(["--kind", "tokenizer", "--inputs", "{inputs}", "--limit", "5", "--jobs", "1"]))
+sys.exit(fuzz.main(["--kind", "tokenizer", "--inputs", "{inputs}", "--limit", "4", "--jobs", "1"]))
 """
 """The fuzzer with a verb that has a fault."""
 
