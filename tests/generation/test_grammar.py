@@ -398,7 +398,7 @@ def test_rules_of_the_model_do_not_break_a_grammar():
     rules = GenerationRules(forced_bos_token_id=0, forced_eos_token_id=(end,), min_length=9)
     chooser = TokenChooser(rules, encoder_decoder=True, tokenizer=tokenizer)
     for params in (SamplingParams(12, choice=["yes", "no"]), SamplingParams(2, choice=["yes", "no"])):
-        state = SequenceState([1, 2], params, params.max_new_tokens, 0, (end,), 0)
+        state = SequenceState([1, 2], params, params.max_new_tokens, 0, (end,), (0,))
         while state.finished is None:
             chooser.choose(torch.zeros(1, end + 1), [state]).append_to([state])
         assert state.ids[0] == 0

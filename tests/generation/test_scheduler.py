@@ -38,7 +38,9 @@ def test_every_family_in_any_company(case, tmp_path):
     assert_nothing_is_left(engine)
     runner = engine.scheduler.runner
     if not case.seq2seq and runner.original_length is None and runner.cache.window is None:
-        assert engine.statistics.reused_tokens > 6
+        reused = engine.statistics.reused_tokens
+        # A recurrent state cannot go back: only a text that continues a whole one is read from the cache.
+        assert reused == 0 if model.config.recurs else reused > 6
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -29,9 +29,12 @@ def configurations(draw, architecture, heads):
     both, choices = architecture == "encoder-decoder", {name: CHOICES[name] for name in NAMED}
     if architecture != "encoder":
         choices["padding_positions"] = ("counted",)
+        choices["position"] = tuple(name for name in CHOICES["position"] if name != "disentangled")
     if both:
         choices["residual"] = ("sequential",)
     choice = {name: draw(st.sampled_from(allowed)) for name, allowed in choices.items()}
+    if choice["feed_forward"] == "none":
+        choice["residual"] = "sequential"
     if choice["residual"] != "sequential":
         choice["norm_position"] = "pre"
     groups = draw(st.integers(1, 3))
@@ -307,6 +310,8 @@ def test_encoder_decoders(config, encoded_length, packed, cached, seed, length, 
         ("encoder-decoder", {"embedding_size": 6}, "embedding_size"),
         ("encoder", {"norm_position": "post", "first_norm": False}, "first_norm"),
         ("decoder", {"padding_positions": "skipped"}, "padding_positions"),
+        ("decoder", {"position": "disentangled"}, "position"),
+        ("encoder", {"residual": "parallel", "feed_forward": "none"}, "residual"),
     ],
 )
 def test_choices_that_no_stack_has_together_are_refused(architecture, choices, named):

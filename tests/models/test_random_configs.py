@@ -39,7 +39,9 @@ def shapes(draw, case):
     """The case's settings with other sizes that are valid together."""
     names, sizes = names_of(getattr(transformers, case.config)), dict(case.settings)
     heads = draw(st.sampled_from(HEADS))
-    partly = case.config in ("GPTNeoXConfig", "PhiConfig", "Phi3Config", "StableLmConfig", "Glm4Config")
+    partly = case.config in (
+        "GPTNeoXConfig", "PhiConfig", "Phi3Config", "StableLmConfig", "Glm4Config", "Qwen3_5TextConfig"
+    )  # fmt: skip
     width = (8 if partly else 2) * draw(st.integers(1, 5))
     changes = {names["num_attention_heads"]: heads, names["hidden_size"]: heads * width}
     changes[names["num_hidden_layers"]] = draw(st.integers(1, 3))

@@ -11,7 +11,7 @@ from quatrain.runs.recipe import load, loads
 from quatrain.runs.runner import run
 from quatrain.runs.stages import _ladder
 
-NETWORKS = range(4, 9)
+NETWORKS = range(4, 11)
 SMALL = [f"stage.ladder.rungs.{number}.train.{key}" for number in NETWORKS for key in ("warmup_steps=1", "steps=2")]
 
 
@@ -27,7 +27,7 @@ def test_rungs_are_measured_alike_and_drawn(recipe, tmp_path, monkeypatch):
     folder = run(recipe, runs_dir=tmp_path / "runs", reporter=SilentReporter()).folder
     result = json.loads((folder / "stages/02-ladder/result.json").read_text())
     rows = {row["name"]: row for row in result["ladder"]}
-    assert list(rows) == [rung.name for rung in recipe.stage[1].rungs] and len(rows) == 9
+    assert list(rows) == [rung.name for rung in recipe.stage[1].rungs] and len(rows) == 11
     assert rows["uniform"]["bits_per_byte"] == pytest.approx(rows["uniform"]["loss"] / math.log(2), rel=1e-9)
     assert rows["7-gram"]["bits_per_byte"] < 0.5 < rows["unigram"]["bits_per_byte"] < rows["uniform"]["bits_per_byte"]
     assert rows["LSTM"]["parameters"] > 0 and rows["LSTM"]["seconds"] > 0 == rows["uniform"]["seconds"]
@@ -55,12 +55,12 @@ kind = "ladder"
 rungs = [
     { name = "a", kind = "network" },
     { name = "a", kind = "uniform", train = { steps = 30 } },
-    { name = "b", model = { family = "bert" }, train = { steps = 30 } },
+    { name = "b", model = { family = "t5" }, train = { steps = 30 } },
     { name = "c", rows = "carried", model = { family = "gpt2" }, train = { steps = 30 } },
 ]
 """)
     text = "\n".join(caught.value.problems)
-    for part in ("a network has to be trained", "only a network is trained", "bert; must be a new model", "no state"):
+    for part in ("a network has to be trained", "only a network is trained", "t5; must be a new model", "no state"):
         assert part in text, part
 
 
