@@ -46,8 +46,9 @@ class TensorCache:
     def cross_attention(self, layer: int) -> None:
         """Cross-attention is not cached: its keys and values are computed from the encoder's output in every step."""
 
-    def store_cross_attention(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Nothing is stored."""
+    def store_cross_attention(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Nothing is stored; this pass reads them as they are."""
+        return key, value
 
 
 def run_stack(

@@ -19,6 +19,7 @@ from quatrain.models.transformer import recurrence
 from quatrain.models.transformer.cache_forms import row_bytes
 from quatrain.models.transformer.config import RECURRENT_LAYERS, ModelConfig
 from quatrain.models.transformer.experts import MixtureOfExperts, Router
+from quatrain.models.transformer.positions import log_buckets
 
 if TYPE_CHECKING:
     from quatrain.models.transformer.stack import Model
@@ -162,8 +163,9 @@ def matmul_parameters(config: ModelConfig) -> int:
 
 
 def flops_per_token(
-    config: ModelConfig, context: int, training: bool = True, *, frozen: bool = False, windows: bool = True
-) -> float:
+    config: ModelConfig, context: int, training: bool = True, *, frozen: bool = False, windows: bool = True,
+    texts: int = 1,
+) -> float:  # fmt: skip
     """Floating-point operations of one token in a text of `context` tokens, those of matrix products.
 
     Forward: 2 N + 4 L H D T, with N the weights multiplied (`matmul_parameters`), L layers, H heads of width D and T
@@ -171,9 +173,10 @@ def flops_per_token(
     6 N + 12 L H D T. As in PaLM, causal attention is counted whole. An encoder-decoder reads and writes `context`
     tokens, and each decoder layer attends to both. `frozen` is for the training of an adapter: without the gradients of
     the frozen weights it takes 4 N instead of 6 N. `windows` = False counts what a kernel computes that masks the
-    scores outside a window instead of leaving them out. PyTorch's counter gives exactly these numbers.
+    scores outside a window instead of leaving them out; `texts` are those of a batch. PyTorch's counter gives exactly
+    these numbers.
     """
-    weights = 2 * matmul_parameters(config) + recurrent_flops(config, context)
+    weights = 2 * matmul_parameters(config) + recurrent_flops(config, context) + distance_flops(config, context, texts)
     spans = _spans(config, context)
     spans = spans if windows else [context] * len(spans)
     value_width = config.head_dim if config.latent is None else config.latent.value_dim
@@ -205,6 +208,29 @@ def recurrent_flops(config: ModelConfig, context: int) -> float:
         read = chunks * chunk * chunk * (products * groups * size + width)
         total += layers * (read + (chunks - 1) * chunk * passes * width * size)
     return 2 * total / context
+
+
+def distance_flops(config: ModelConfig, context: int, texts: int = 1) -> float:
+    """Forward FLOPs of one token in DeBERTa's scores between contents and distances.
+
+    Both kinds of scores multiply each token with every distance of the text; the distances pass through the
+    projections of queries and keys once for all `texts` of a batch.
+    """
+    distances = compared_distances(config, context)
+    if not distances:
+        return 0.0
+    queries, keys = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
+    projected = config.hidden_size * (queries + keys) / (context * texts)
+    return 2 * config.num_hidden_layers * distances * (2 * queries + projected)
+
+
+def compared_distances(config: ModelConfig, context: int) -> int:
+    """How many embedded distances DeBERTa's attention compares with each token of a text; 0 for other positions."""
+    if config.position != "disentangled" or not context:
+        return 0
+    buckets = config.relative_buckets
+    farthest = int(log_buckets(torch.tensor(context - 1), buckets, config.relative_max_distance))
+    return min(buckets + farthest, 2 * buckets - 1) - max(buckets - farthest, 0) + 1
 
 
 def is_planned(config: Any) -> bool:

@@ -51,6 +51,7 @@ def plan_page(size: ModelSize, sections: Sequence[Section], facts_path: str | No
 def _shapes(config: ModelConfig) -> dict[str, Any]:
     """What the script needs of a configuration: activations of a layer in elements a token, and FLOPs of attention."""
     layers = config.num_hidden_layers + (config.num_encoder_layers if config.architecture == "encoder-decoder" else 0)
+    longest = config.max_position_embeddings
     one = Step(micro_batch=1, context=1)
     outside = layer_activation_bytes(config, one, tensor=10**12, sequence_parallel=False) / one.element
     whole = layer_activation_bytes(config, one) / one.element
@@ -59,7 +60,7 @@ def _shapes(config: ModelConfig) -> dict[str, Any]:
     return {
         "matmul": counts.matmul_parameters(config),
         "attention_width": config.num_attention_heads * config.head_dim,
-        "recurrent": counts.recurrent_flops(config, config.max_position_embeddings),
+        "recurrent": counts.recurrent_flops(config, longest) + counts.distance_flops(config, longest),
         "windows": windows,
         "hidden": config.hidden_size,
         "layers": layers,

@@ -221,9 +221,13 @@ def layer_activation_bytes(config: ModelConfig, step: Step, tensor: int = 1, seq
             inside += e * gates * f
     elif config.feed_forward == "plain":
         inside += e * (1 if config.activation in ("relu", "tanh") else 2) * f
-    if step.checkpointing == "none" and not step.flash:
+    distances = counts.compared_distances(config, step.context)
+    if step.checkpointing == "none" and (distances or not step.flash):  # No flash kernel knows distances.
         scores = (1 if config.attention_softcap is None else 2) * e + ((e + 1) if config.dropout else 0)
         inside += config.num_attention_heads * step.context * scores
+        # Scores with distances, both ways; queries and keys beside those of attention; projected distances.
+        inside += 2 * e * (config.num_attention_heads * distances + bool(distances) * queries)
+        inside += 2 * e * distances * queries / tokens
     return tokens * (outside / spread + inside / tensor)
 
 

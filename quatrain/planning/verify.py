@@ -133,7 +133,7 @@ def compare(config: ModelConfig) -> Iterator[Row]:
     tokens = tokens.to(device)
     read = ROWS * CONTEXT
     # The kernels of the small model mask the scores outside a window; they do not leave them out.
-    planned = counts.flops_per_token(small, CONTEXT, training=False, windows=False) * read
+    planned = counts.flops_per_token(small, CONTEXT, training=False, windows=False, texts=ROWS) * read
     yield Row("FLOPs of a forward pass", planned, _flops(model, tokens, training=False), "FLOP")
     yield Row("FLOPs of a training step", 3 * planned, _flops(model, tokens, training=True), "FLOP")
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)

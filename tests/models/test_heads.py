@@ -124,7 +124,9 @@ def test_labels_of_another_number_or_name(folders, tmp_path, name):
 
 
 def test_a_head_that_is_not_there_is_named_with_the_others(folders):
-    with pytest.raises(InputError, match=r"head: 'value' is not a head of bert; must be one of masked, pretraining"):
+    with pytest.raises(
+        InputError, match=r"head: 'value' is not a head of bert; must be one of masked, causal, pretraining"
+    ):
         model_folder.load(folders / "bert", head="value")
     for head, labels, told in (
         ("sequence_classification", [], "at least one name"),

@@ -180,12 +180,14 @@ def causal_convolution(
     before = x.new_zeros(batch, taps - 1, channels) if state is None else state.to(x.dtype)
     inputs = torch.cat((before, x), dim=1)
     runs = None if recurrence.runs is None else F.pad(recurrence.runs, (taps - 1, 0))
-    result = x.new_zeros(channels) if bias is None else bias.to(x.dtype)
+    wide = torch.promote_types(x.dtype, torch.float32)  # A sum in a 16-bit type would be rounded at every tap.
+    result = x.new_zeros(channels, dtype=wide) if bias is None else bias.to(wide)
     for tap in range(taps):
         seen = inputs[:, tap : tap + length]
         if runs is not None:
             seen = torch.where((runs[:, tap : tap + length] == runs[:, taps - 1 :])[..., None], seen, 0.0)
-        result = torch.addcmul(result, seen, weight[:, 0, tap].to(x.dtype))
+        result = torch.addcmul(result, seen.to(wide), weight[:, 0, tap].to(wide))
+    result = result.to(x.dtype)
     if state is None:
         return result, None
     if runs is None and recurrence.counts is None:

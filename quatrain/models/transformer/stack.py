@@ -415,7 +415,7 @@ class Model(Stack):
     def embed(self, input_ids: Tensor | None) -> Tensor:
         """The embeddings (…, embedding_size) of tokens (…), with trained rows of an adapter if there are any.
 
-        Raises InputError for ids outside the vocabulary; they are checked on the CPU only.
+        Raises InputError for ids outside the vocabulary; they are checked on the CPU only, and not in an export.
         """
         ids = self._require_ids(input_ids)
         if self.embed_tokens is None:
@@ -434,7 +434,7 @@ class Model(Stack):
 
     @staticmethod
     def _check_ids(ids: Tensor, vocabulary: int) -> None:
-        if ids.device.type == "cpu" and ids.numel():
+        if ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling():
             low, high = (int(end) for end in torch.aminmax(ids))
             if low < 0 or high >= vocabulary:
                 raise InputError(
