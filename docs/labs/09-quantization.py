@@ -13,7 +13,6 @@
 # [numbers by hand](../numbers.md) for the bits of float32, bfloat16 and FP8. All data is generated.
 
 # %%
-
 import matplotlib.pyplot as plt
 import torch
 from torch import nn

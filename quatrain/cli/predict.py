@@ -114,6 +114,18 @@ class TaskOptions:
     """Speech: the times that are shown."""
     initial_prompt: TextArgument | None = None
     """Speech: a text that is read as if it stood before the recording, such as names."""
+    temperatures: tuple[float, ...] = ()
+    """Speech: a temperature to try where those before it give a poor text; may be given several times."""
+    compression_threshold: float | None = None
+    """Speech: a text that compresses better than this repeats itself and is poor."""
+    logprob_threshold: float | None = None
+    """Speech: a text with a lower mean log-probability, in nats per token, is poor."""
+    no_speech_threshold: float | None = None
+    """Speech: drop a poor text where the probability of no speech is above this."""
+    condition_on_previous: Annotated[bool | None, Parameter(negative="--no-condition-on-previous")] = None
+    """Speech: whether the text of a window continues that of the window before."""
+    voice_activity: Annotated[bool | None, Parameter(negative="--no-voice-activity")] = None
+    """Speech: skip parts without a voice."""
     schema_prompt: bool | None = None
     """Tables: show the model the tables before each question."""
     db: Path | None = None
@@ -123,8 +135,8 @@ class TaskOptions:
 
     def given(self) -> dict[str, Any]:
         """The options that were given."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        given = {name: value for name, value in values.items() if value not in (None, (), False)}
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        given = {name: value for name, (value, default) in values.items() if value != default}
         if "source_prefix" in given:
             given["prefix"] = given.pop("source_prefix")
         if len(labels := given.get("candidate_labels", ())) == 1:

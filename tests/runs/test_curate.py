@@ -74,5 +74,5 @@ def test_intervals_are_students_and_differences_are_paired():
 def test_what_cannot_be_measured_is_refused(tmp_path):
     with pytest.raises(InputError, match="equal tokens are equal steps"):
         load("curated", ["stage.curate.train.steps=none", "stage.curate.train.epochs=1"])
-    with pytest.raises(InputError, match="bert; must be a new model"):
-        load("curated", ["stage.curate.model.family=bert"])
+    with pytest.raises(InputError, match="distilbert; must be a new model"):
+        load("curated", ["stage.curate.model.family=distilbert"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ def test_predict_names_pictures_and_refuses_the_rest(
     from quatrain.cli import main
 
     done = run("images", "vision", tmp_path, *small_images(folder))
-    picture = str(folder / "bright" / "3.png")
+    os.chdir(folder)  # the name is shown whole: a long one is cut
+    picture = str(Path("bright") / "3.png")
     assert main(["predict", str(done.model), picture]) == 0
     assert capsys.readouterr().out.split("\t")[2].strip() == picture
     assert main(["predict", str(done.model), picture, "--json"]) == 0

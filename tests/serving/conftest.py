@@ -40,6 +40,16 @@ def client(server: Server) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0)
 
 
+@pytest.fixture
+def hub_online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests forbid the network to huggingface_hub, and with it the address of our own server.
+
+    Newer versions ask the hub once for the names of agents, to name the one that runs them.
+    """
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.utils._headers.detect_agent", lambda: None, raising=False)
+
+
 @pytest.fixture(scope="session")
 def raw(server: Server) -> Iterator[httpx.Client]:
     """A client for what other clients never send."""

@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 
 
 def test_the_python_of_the_page_runs(
-    server: Server, engine: Engine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: Server, engine: Engine, capsys: pytest.CaptureFixture[str], hub_online: None
 ) -> None:
     code, inference = (
         block.replace("http://127.0.0.1:8000", server.address).replace("mine", "tiny")
@@ -24,7 +24,6 @@ def test_the_python_of_the_page_runs(
     asked = [{"role": "user", "content": "Hello"}]
     (expected,) = engine.chat([asked], SamplingParams(max_new_tokens=20))
     assert capsys.readouterr().out == f"{expected.text}\n{expected.text}"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     exec(compile(inference, str(PAGE), "exec"), {})
     (expected,) = engine.generate(["Hello"], SamplingParams(max_new_tokens=20))
     assert capsys.readouterr().out == f"{expected.text}\n"

@@ -18,6 +18,7 @@ from quatrain.serving.server import Server
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 hub = pytest.importorskip("huggingface_hub")
+pytestmark = pytest.mark.usefixtures("hub_online")
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +45,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def server(folders: dict[str, Path]) -> Iterator[Server]:
     with running([f"{name}={folder}" for name, folder in folders.items()]) as server:
         yield server
-
-
-@pytest.fixture(autouse=True)
-def online(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests forbid the network to the client, and with it the address of our own server."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
 
 def client(server: Server, name: str = "") -> Any:

@@ -15,7 +15,7 @@ from tiny_models import make_folder
 import quatrain
 from quatrain.core.errors import InputError
 from quatrain.models.io import model_folder
-from quatrain.tasks.pipelines import names, pipeline_class, pipelines
+from quatrain.tasks.pipelines import names, pipeline_class, pipelines, task_of_head
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -355,8 +355,10 @@ def test_every_task_has_a_class() -> None:
     assert len(pipelines()) >= 17
     for name in names():
         assert pipeline_class(name).named(name) is not None
-    heads = [head for kind in pipelines().values() for head in kind.default_for]
-    assert len(heads) == len(set(heads)), "two tasks claim one head"
+    heads = [(head, kind.reads) for kind in pipelines().values() for head in kind.default_for]
+    assert len(heads) == len(set(heads)), "two tasks claim one head of models that read the same"
+    assert task_of_head("seq2seq") == "text2text-generation"
+    assert task_of_head("seq2seq", "sound") == "automatic-speech-recognition"
 
 
 @pytest.fixture(scope="module")

@@ -169,6 +169,14 @@ def test_every_option_of_a_task_has_a_flag() -> None:
     assert {field.name for field in fields(TaskOptions)} - {"source_prefix"} <= known, "a flag that no task takes"
 
 
+def test_an_option_that_is_off_or_zero_is_given() -> None:
+    options = TaskOptions(normalize=False, threshold=0.0, voice_activity=False, temperatures=(0.0, 0.5))
+    assert options.given() == {
+        "normalize": False, "threshold": 0.0, "voice_activity": False, "temperatures": (0.0, 0.5)
+    }  # fmt: skip
+    assert TaskOptions().given() == {}
+
+
 def test_a_file_of_predictions_is_continued(judge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = tmp_path / "texts.jsonl", tmp_path / "predictions.jsonl"
     source.write_text("".join(json.dumps({"text": f"{text} {number}"}) + "\n" for number in range(4) for text in TEXTS))
