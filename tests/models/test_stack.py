@@ -144,6 +144,22 @@ def test_inference_first_then_training(name):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("position", ["rotary", "alibi", "relative", "disentangled"])
+def test_grouped_heads_are_repeated_heads(position):
+    """A key head that two query heads share acts as two equal ones, distances included."""
+    config = llama(architecture="encoder", head="none", position=position)
+    grouped, whole = random_model(config), random_model(config.replace(num_key_value_heads=4))
+    weights = {
+        name: tensor.view(2, 8, -1).repeat_interleave(2, 0).flatten(0, 1)
+        if "k_proj" in name or "v_proj" in name
+        else tensor
+        for name, tensor in grouped.state_dict().items()
+    }
+    whole.load_state_dict(weights)
+    with torch.no_grad():
+        close(grouped(ids(2, 23))[0], whole(ids(2, 23))[0])
+
+
 @FAMILIES
 def test_too_long_a_text_is_told_with_counts(name):
     model = MODELS[name]

@@ -102,6 +102,8 @@ class Attention(nn.Module):
         """
         keys = self._heads(self.k_proj(embedded)[None], self.num_kv_heads)[0]
         queries = self._heads(self.q_proj(embedded)[None], self.num_heads)[0]
+        if (shared := self.num_heads // self.num_kv_heads) > 1:
+            key, keys = key.repeat_interleave(shared, -2), keys.repeat_interleave(shared, -2)
         rows = rows.expand(query.shape[0], self.num_heads, -1, -1)
         to_distance = torch.einsum("bthd,nhd->bhtn", query, keys).gather(-1, rows)
         of_distance = torch.einsum("bshd,nhd->bhsn", key, queries).gather(-1, rows.mT).mT
