@@ -196,6 +196,8 @@ def recurrent_flops(config: ModelConfig, context: int) -> float:
 
     Not counted, as by PyTorch's counter: the triangular systems of a gated delta net.
     """
+    if not config.recurs or not context:
+        return 0.0
     chunk = min(recurrence.CHUNK, context)
     chunks, total = -(-context // chunk), 0
     groups, size = config.recurrent_groups, config.recurrent_state_size

@@ -86,11 +86,11 @@ def read(tmp_path_factory):
 
 
 def unfolded(part):
-    """The names of all tensors below a part, those of folded layers once for each layer."""
+    """The names of all tensors below a part, those of folded layers and experts once for each of them."""
     names = [f"{part.path}.{name}".removeprefix(".") for name in part.tensors]
     for child in part.children:
         for name in unfolded(child):
-            found = re.search(r"layers\.(\d+)", child.path)
+            found = re.search(r"(?<=\.)(\d+)$", child.path)
             if child.count > 1 and found:
                 first = int(found[1])
                 start, end = found.span(1)
@@ -163,8 +163,10 @@ def test_every_choice_has_words(field):
     if field in tables:
         assert set(tables[field]) == set(CHOICES[field])
         return
-    said = {value: choices(config(position=value))["position"] for value in CHOICES["position"]}
+    encoder = {"architecture": "encoder", "head": "masked", "relative_buckets": 32, "relative_max_distance": 128}
+    said = {value: choices(config(position=value, **encoder))["position"] for value in CHOICES["position"]}
     assert len(set(said.values())) == len(said)
+    assert not {value for value in said if said[value] == value} - {"none"}
 
 
 # Tokens

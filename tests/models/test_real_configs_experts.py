@@ -103,14 +103,14 @@ PUBLISHED = [
 ]  # fmt: skip
 """Name, config.json, all parameters, and those of a token where a card says them exactly."""
 ACTIVE = {
-    "OLMoE-1B-7B": 1.3e9,
-    "granite-3.0-1b-a400m": 0.4e9,
-    "Qwen1.5-MoE-A2.7B": 2.7e9,
-    "gpt-oss-20b": 3.6e9,
-    "gpt-oss-120b": 5.1e9,
-    "DeepSeek-V3": 37e9,
+    "OLMoE-1B-7B": (1.3e9, 0.1e9),
+    "granite-3.0-1b-a400m": (0.4e9, 0.1e9),
+    "Qwen1.5-MoE-A2.7B": (2.7e9, 0.1e9),
+    "gpt-oss-20b": (3.6e9, 0.1e9),
+    "gpt-oss-120b": (5.1e9, 0.1e9),
+    "DeepSeek-V3": (37e9, 1e9),
 }
-"""What the cards say, rounded; some leave out the embedding or the head."""
+"""What the cards say, and to what they round; some leave out the embedding or the head."""
 
 
 @pytest.mark.parametrize(("name", "raw", "total", "active"), PUBLISHED, ids=[each[0] for each in PUBLISHED])
@@ -121,7 +121,8 @@ def test_counts_of_published_models(name, raw, total, active):
     used = counts.active_parameters(config)
     if active is None:
         table = config.vocab_size * config.hidden_size
-        assert any(used - left == pytest.approx(ACTIVE[name], rel=0.03) for left in (0, table, 2 * table))
+        said, unit = ACTIVE[name]
+        assert any(abs(used - left - said) <= unit / 2 for left in (0, table, 2 * table))
     else:
         assert used == active
     again = kind.to_hf(config)

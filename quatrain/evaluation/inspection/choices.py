@@ -27,6 +27,7 @@ HEADS = {
 NORMS = {
     "rms": "RMSNorm",
     "rms_offset": "RMSNorm, times 1 + weight",
+    "rms_without_parameters": "RMSNorm without parameters",
     "layer": "LayerNorm",
     "layer_without_bias": "LayerNorm without bias",
     "layer_without_parameters": "LayerNorm without parameters",
@@ -58,6 +59,7 @@ ACTIVATIONS = {
     "gelu_tanh": "GELU (tanh)",
     "gelu_quick": "GELU (sigmoid)",
     "relu": "ReLU",
+    "relu_squared": "ReLU squared",
     "tanh": "tanh",
 }
 GATED = {
@@ -66,6 +68,7 @@ GATED = {
     "gelu_tanh": "GEGLU (tanh)",
     "gelu_quick": "GEGLU (sigmoid)",
     "relu": "ReGLU",
+    "relu_squared": "ReGLU (squared)",
     "tanh": "gated tanh",
 }
 
@@ -123,13 +126,15 @@ def _position(config: ModelConfig) -> str:
         longest += ", padding not counted"
     if config.position == "rotary":
         return f"rotary{_rotary(config)}, {longest}"
-    if config.position == "relative":
+    if "relative" in config.position:
         far = config.relative_max_distance
-        return f"relative bias of {config.relative_buckets} buckets, the last from a distance of {far:,}; any length"
+        bias = f"relative bias of {config.relative_buckets} buckets, the last from a distance of {far:,}"
+        return f"{bias}; any length" if config.position == "relative" else f"a learned table and a {bias}; {longest}"
     named = {
         "learned": f"a learned table, {longest}",
         "sinusoidal": f"sinusoidal, {longest}",
         "alibi": "ALiBi: scores fall with the distance; any length",
+        "disentangled": f"disentangled: scores of contents with distances, in {config.relative_buckets} buckets",
         "none": "none",
     }
     return named.get(config.position, config.position)

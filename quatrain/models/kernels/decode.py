@@ -116,6 +116,8 @@ def explain(model: Any) -> str | None:
         return f"the model is on {model.device.type}; native code runs on the CPU"
     if model.embed_tokens.weight.dtype not in DTYPES:
         return f"weights are {model.embed_tokens.weight.dtype}"
+    if config.experts is not None or config.attention_sinks or config.latent is not None:
+        return f"a {config.family} model has parts that native code does not run: experts, sinks or latent attention"
     if (
         config.norm_position not in ("pre", "sandwich")
         or config.position == "relative"
@@ -129,8 +131,6 @@ def explain(model: Any) -> str | None:
         or config.residual_scale != 1.0
     ):
         return f"a block of {config.family} of this shape is not decoded natively"
-    if config.experts is not None or config.attention_sinks or config.latent is not None:
-        return f"a {config.family} model has parts that native code does not run: experts, sinks or latent attention"
     if any(depends_on_length(scaling) for scaling in (config.rope_scaling, config.local_rope_scaling)):
         return "rotary frequencies depend on the length of the text"
     problem = _modules_problem(model)

@@ -231,8 +231,11 @@ class _Format:
             scales = builder.fmul(scales, scale)
         return _fma(builder, builder.sitofp(correction, FLOATS), scales, total)
 
-    def scale(self, builder: Any, row: Any, step: Any, group: Any) -> Any:
-        """The 16 factors of a step of a row of 4-bit weights, whose scales (bfloat16) are at `row`; None for others."""
+    def scale(self, builder: Any, row: Any, step: Any, group: Any, last: Any = None) -> Any:
+        """The 16 factors of a step of a row of 4-bit weights, whose scales (bfloat16) are at `row`; None for others.
+
+        last: the number of the row's last group, where the step may reach beyond it.
+        """
         if self.kind == INT4:
             address = builder.add(row, builder.shl(step, ir.Constant(I64, 1)))
             return _splat(builder, _bfloat16(builder, address), FLOATS)
@@ -242,6 +245,8 @@ class _Format:
         first = builder.shl(step, ir.Constant(I64, 7))
         for part in range(4):
             place = builder.udiv(_at(builder, first, 32 * part), group)
+            if last is not None:
+                place = builder.select(builder.icmp_unsigned("<", place, last), place, last)
             value = _bfloat16(builder, builder.add(row, builder.shl(place, ir.Constant(I64, 1))))
             values = builder.insert_element(values, value, ir.Constant(I32, part))
         return _shuffled(builder, values, values, [lane // 4 for lane in range(LANES)])
@@ -281,7 +286,7 @@ def _product(kind: int, rows: int, columns: int) -> Callable[..., Any]:
         for total in totals:
             builder.store(_constant(FLOATS, 0.0), total)
 
-        def step(number: Any, addresses: list[Any]) -> None:
+        def step(number: Any, addresses: list[Any], last: Any = None) -> None:
             offset = builder.mul(number, ir.Constant(I64, form.input_bytes))
             packed = [form.weight(builder, address) for address in addresses]
             if columns == 1:
@@ -291,7 +296,7 @@ def _product(kind: int, rows: int, columns: int) -> Callable[..., Any]:
                 line = builder.add(fetched, builder.shl(number, ir.Constant(I64, 7)))
                 for address in (line, _at(builder, line, 64)):
                     _prefetch(builder, address)
-            scale = [form.scale(builder, row, number, group) for row in factors]
+            scale = [form.scale(builder, row, number, group, last) for row in factors]
             for column in range(columns):
                 values = form.input(builder, builder.add(inputs[column], offset))
                 for row in range(rows):
@@ -304,7 +309,8 @@ def _product(kind: int, rows: int, columns: int) -> Callable[..., Any]:
             step(loop.index, [builder.add(address, offset) for address in weights])
         rest = builder.sub(count, builder.mul(whole, ir.Constant(I64, form.step)))
         with builder.if_then(builder.icmp_unsigned(">", rest, ir.Constant(I64, 0)), likely=False):
-            # The last elements are copied, so that nothing beyond the weight is read; activations end in zeros.
+            # The last elements are copied and the last scale repeated, so that nothing beyond the weight is read;
+            # activations end in zeros.
             begin = builder.mul(whole, ir.Constant(I64, form.weight_bytes))
             bytes_ = form.elements_bytes(builder, rest)
             copies = [alloca_once(builder, ir.ArrayType(I8, form.weight_bytes)) for _ in range(rows)]
@@ -314,7 +320,10 @@ def _product(kind: int, rows: int, columns: int) -> Callable[..., Any]:
                 with for_range(builder, bytes_) as loop:
                     byte = _load(builder, builder.add(source, loop.index), I8)
                     _store(builder, byte, builder.add(target, loop.index))
-            step(whole, [builder.ptrtoint(copy, I64) for copy in copies])
+            last = None
+            if kind == INT4_SMALL_GROUPS:
+                last = builder.udiv(builder.sub(count, ir.Constant(I64, 1)), group)
+            step(whole, [builder.ptrtoint(copy, I64) for copy in copies], last)
         _write(builder, [builder.load(total) for total in totals], rows, out, out_row, factor, addend)
         return context.get_dummy_value()
 
