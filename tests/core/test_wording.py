@@ -54,6 +54,8 @@ def test_a_table_keeps_to_its_width(rows: list[tuple[str, int, str]], width: int
     shown = text_table(["name", "count", "description"], rows, width=width)
     # tabs and wide characters are for the terminal to count; long words are broken
     assert all(len(line) <= width for line in shown.splitlines())
+    if any(len(printable(name)) > width / 3 or len(str(count)) > width / 5 for name, count, _ in rows):
+        return  # the other columns may leave less than a third
     for _, _, text in rows:
         words = printable(" ".join(text.split())).split()
         assert all(word in shown for word in words if len(word) < width / 3 and word.isascii())
