@@ -11,11 +11,23 @@ from quatrain.models.families.weights import Rename, Split, renames
 from quatrain.models.transformer.config import ModelConfig
 
 
-def _read(config: dict[str, Any]) -> dict[str, Any]:
-    problems = []
+def context_problem(config: dict[str, Any]) -> str | None:
+    """What is wrong with two different lengths of the context."""
     context = config.get("n_ctx")
-    if context is not None and config.get("n_positions", context) != context:
-        problems.append(f"n_ctx: {context}; contradicts n_positions ({config['n_positions']})")
+    if context is None or config.get("n_positions", context) == context:
+        return None
+    return f"n_ctx: {context}; contradicts n_positions ({config['n_positions']})"
+
+
+def inner_size(config: dict[str, Any]) -> int:
+    """The width of the feed-forward network: `n_inner`, by default four times the hidden width."""
+    inner: int | None = config.get("n_inner")
+    return 4 * config["n_embd"] if inner is None else inner
+
+
+def _read(config: dict[str, Any]) -> dict[str, Any]:
+    context = context_problem(config)
+    problems = [] if context is None else [context]
     if "GPT2DoubleHeadsModel" in (config.get("architectures") or []):
         problems += [
             f"{key}: {config[key]!r} is not supported; must be {' or '.join(map(repr, known))}"
@@ -24,10 +36,10 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
         ]
     if problems:
         raise InputError("This gpt2 config.json cannot be used:", problems)
-    inner, scaled = config.get("n_inner"), config.get("scale_attn_weights") is not False
+    scaled = config.get("scale_attn_weights") is not False
     return {
         "num_key_value_heads": config["n_head"],
-        "intermediate_size": 4 * config["n_embd"] if inner is None else inner,
+        "intermediate_size": inner_size(config),
         "attention_scale": None if scaled else 1.0,
         "attention_scale_by_layer": "inverse" if config.get("scale_attn_by_inverse_layer_idx") else "constant",
     }
@@ -48,6 +60,21 @@ SUMMARY: dict[str, tuple[Any, ...]] = {
     "summary_proj_to_labels": (True,),
 }
 """Options of the multiple-choice head and their supported values: a score of the last token of each choice."""
+
+
+HARMLESS = frozenset(
+    {
+        "summary_type",
+        "summary_use_proj",
+        "summary_activation",
+        "summary_proj_to_labels",
+        "summary_first_dropout",
+        "resid_pdrop",
+        "embd_pdrop",
+        "attn_pdrop",
+    }
+)
+"""Keys of the GPTs without effect here: dropout in training, and a head that is not read."""
 
 
 def projections(leaf: str) -> tuple[str, ...]:
@@ -113,17 +140,10 @@ FAMILIES = (
                 # Selects the more precise of two orders of operations; here softmax is always computed in float32.
                 "reorder_and_upcast_attn",
                 "predict_special_tokens",
-                "summary_type",
-                "summary_use_proj",
-                "summary_activation",
-                "summary_proj_to_labels",
-                "summary_first_dropout",
-                "resid_pdrop",
-                "embd_pdrop",
-                "attn_pdrop",
                 "classifier_dropout",
             }
-        ),
+        )
+        | HARMLESS,
         read=_read,
         reads=frozenset({"n_inner", "n_ctx", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"}),
         write=_write,

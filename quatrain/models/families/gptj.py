@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from quatrain.models.families.gpt2 import HARMLESS, inner_size
 from quatrain.models.families.llama import REWARD
 from quatrain.models.families.mapping import ACTIVATIONS, Family, Head, Key
 from quatrain.models.families.weights import Operation, Rename, renames
@@ -20,12 +21,6 @@ BODY: list[Operation] = [
     *renames("h.{n}.mlp.fc_out", "layers.{n}.mlp.down_proj"),
     *renames("ln_f", "norm"),
 ]
-
-
-def inner_size(config: dict[str, Any]) -> int:
-    """The width of the feed-forward network: `n_inner`, by default four times the hidden width."""
-    inner: int | None = config.get("n_inner")
-    return 4 * config["n_embd"] if inner is None else inner
 
 
 def _read(config: dict[str, Any]) -> dict[str, Any]:
@@ -70,18 +65,7 @@ FAMILIES = (
             "feed_forward_bias": True,
         },
         required={"scale_attn_weights": True, "rotary": True, "gradient_checkpointing": False},
-        harmless=frozenset(
-            {
-                "resid_pdrop",
-                "embd_pdrop",
-                "attn_pdrop",
-                "summary_type",
-                "summary_use_proj",
-                "summary_activation",
-                "summary_proj_to_labels",
-                "summary_first_dropout",
-            }
-        ),
+        harmless=HARMLESS,
         read=_read,
         reads=frozenset({"n_inner"}),
         write=_write,

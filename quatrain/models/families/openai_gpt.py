@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from quatrain.core.errors import InputError
-from quatrain.models.families.gpt2 import projections
+from quatrain.models.families.gpt2 import HARMLESS, context_problem, projections
 from quatrain.models.families.llama import REWARD
 from quatrain.models.families.mapping import Family, Head, Key
 from quatrain.models.families.weights import Rename, Split, renames
@@ -16,9 +16,8 @@ ACTIVATIONS = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "si
 
 
 def _read(config: dict[str, Any]) -> dict[str, Any]:
-    context = config.get("n_ctx")
-    if context is not None and config.get("n_positions", context) != context:
-        raise InputError(f"n_ctx: {context}; contradicts n_positions ({config['n_positions']}).")
+    if (problem := context_problem(config)) is not None:
+        raise InputError(f"{problem}.")
     return {"num_key_value_heads": config["n_head"], "intermediate_size": 4 * config["n_embd"]}
 
 
@@ -67,20 +66,7 @@ FAMILIES = (
             "feed_forward": "plain",
             "feed_forward_bias": True,
         },
-        harmless=frozenset(
-            {
-                "n_special",
-                "predict_special_tokens",
-                "summary_type",
-                "summary_use_proj",
-                "summary_activation",
-                "summary_proj_to_labels",
-                "summary_first_dropout",
-                "resid_pdrop",
-                "embd_pdrop",
-                "attn_pdrop",
-            }
-        ),
+        harmless=frozenset({"n_special", "predict_special_tokens"}) | HARMLESS,
         read=_read,
         reads=frozenset({"n_ctx"}),
         write=_write,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
 from typing import Any
 
 import numpy as np
-import torch
 
 from quatrain.core.errors import InputError
 from quatrain.data.image_processor import ImageProcessor
 from quatrain.data.image_text import ImageTextProcessor
-from quatrain.data.pictures import Picture, PictureSet, load_pictures
+from quatrain.data.pictures import PictureSet, load_pictures
+from quatrain.evaluation.metrics.classification import accuracy
 from quatrain.evaluation.metrics.objectives import evaluate_objective
 from quatrain.loading.model import load_model
 from quatrain.models.families import get_family
@@ -119,9 +119,10 @@ def score(job: TrainingJob, pictures: PictureSet, result: StageResult, context: 
     for name, held in pictures.held_out.items():
         vectors = image_vectors(model, objective.features(held))
         chosen = [choices[place] for place in (vectors @ texts.t()).argmax(1).tolist()]
-        values = {"accuracy": _share(chosen, held), "count": float(len(held))}
-        often = max(choices, key=lambda caption: sum(each.caption == caption for each in held))
-        dumb = {"accuracy": _share([often] * len(held), held)}
+        truth = [picture.caption for picture in held]
+        values = {"accuracy": accuracy(chosen, truth), "count": float(len(held))}
+        often = max(choices, key=Counter(truth).__getitem__)
+        dumb = {"accuracy": accuracy([often] * len(held), truth)}
         result.scores = (result.scores or {}) | {name: values}
         result.baselines = (result.baselines or {}) | {name: {"name": "the most frequent caption of the set", **dumb}}
         context.reporter.score(name, values, dumb)
@@ -130,9 +131,3 @@ def score(job: TrainingJob, pictures: PictureSet, result: StageResult, context: 
             result.samples.append({"set": name, "prompt": held[place].place, "reference": held[place].caption,
                                    "output": chosen[place], "correct": right})  # fmt: skip
     result.notes.append(f"zero-shot: one of {len(choices)} captions is chosen for each picture")
-
-
-def _share(chosen: Sequence[str], held: Sequence[Picture]) -> float:
-    return float(
-        torch.tensor([one == picture.caption for one, picture in zip(chosen, held, strict=True)]).float().mean()
-    )

@@ -10,6 +10,7 @@ from pydantic import Field
 from quatrain.core.settings import Listing, Problem
 from quatrain.runs.settings import RecipeSettings, StageSettings
 from quatrain.runs.stage import Lesson, StageSpec, deferred
+from quatrain.runs.stages.vision import picture_problems
 from quatrain.training.settings import TrainSettings
 
 
@@ -32,11 +33,7 @@ class ImageTextStage(StageSettings):
     train: TrainSettings
 
     def conflicts(self) -> Iterator[Problem]:
-        if self.image_size % self.patch_size:
-            text = f"{self.image_size}; must be a multiple of patch_size ({self.patch_size}), or pixels are not seen"
-            yield Problem(("image_size",), text, (("patch_size",),))
-        if self.train.packing:
-            yield Problem(("train", "packing"), "true; pictures are not packed: leave it out")
+        yield from picture_problems(self.image_size, self.patch_size, self.train)
 
 
 def conflicts(settings: ImageTextStage, recipe: RecipeSettings, index: int) -> Iterator[Problem]:

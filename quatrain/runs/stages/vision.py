@@ -16,6 +16,15 @@ CLASSIFIERS = ("vit", "deit", "ijepa")
 """The families that learn the classes of pictures."""
 
 
+def picture_problems(image_size: int, patch_size: int, train: TrainSettings) -> Iterator[Problem]:
+    """What is wrong with the sizes and the training of a stage that reads pictures."""
+    if image_size % patch_size:
+        text = f"{image_size}; must be a multiple of patch_size ({patch_size}), or pixels are not seen"
+        yield Problem(("image_size",), text, (("patch_size",),))
+    if train.packing:
+        yield Problem(("train", "packing"), "true; pictures are not packed: leave it out")
+
+
 class VisionStage(StageSettings):
     """Trains a vision model from scratch or from the model so far; `train.batch_tokens` counts pictures.
 
@@ -36,11 +45,7 @@ class VisionStage(StageSettings):
     train: TrainSettings
 
     def conflicts(self) -> Iterator[Problem]:
-        if self.image_size % self.patch_size:
-            text = f"{self.image_size}; must be a multiple of patch_size ({self.patch_size}), or pixels are not seen"
-            yield Problem(("image_size",), text, (("patch_size",),))
-        if self.train.packing:
-            yield Problem(("train", "packing"), "true; pictures are not packed: leave it out")
+        yield from picture_problems(self.image_size, self.patch_size, self.train)
 
 
 def conflicts(settings: VisionStage, recipe: RecipeSettings, index: int) -> Iterator[Problem]:
