@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from quatrain.generation.engine import Engine
     from quatrain.generation.params import SamplingParams
     from quatrain.retrieval.answer import Answer
+    from quatrain.retrieval.index import Hit
 
 
 @Parameter(name="*")
@@ -42,8 +44,9 @@ SEARCH = SearchOptions()
 
 def ask(
     index: str,
-    question: TextArgument,
+    question: TextArgument | None = None,
     *,
+    image: Path | None = None,
     model: str | None = None,
     search: SearchOptions = SEARCH,
     sampling: SamplingOptions = SAMPLING_DEFAULTS,
@@ -54,6 +57,8 @@ def ask(
 ) -> int:
     """Answer a question from an index, with citations: spans that were compared with their documents.
 
+    Of an index with pictures (--dense with a model of pictures and texts) it shows those that fit the question best.
+
     Without --model the answer quotes the sentences that fit best. With it the model writes, and sentences without
     support in the passages are marked.
 
@@ -63,6 +68,8 @@ def ask(
         The folder of an index, or its name in indexes/.
     question
         The question; or - for a conversation: each line of standard input is the next question.
+    image
+        A picture in place of a question: the pictures of the index that are most like it.
     model
         The model that writes the answer: a folder, a run, a hub id, or an address http://HOST/v1#NAME.
     show_hits
@@ -73,15 +80,27 @@ def ask(
         Write the answer as a JSON object, with passages, spans and evidence.
     """
     from quatrain.cli.output import show_json
+    from quatrain.core.errors import InputError
+    from quatrain.core.reading import user_path
     from quatrain.retrieval.answer import THRESHOLD
     from quatrain.retrieval.evidence import Entailment
     from quatrain.retrieval.generated import Conversation
     from quatrain.retrieval.index import Index
 
-    own = {"retriever": search.retriever, "rerank": search.rerank, "where": _where(search.where)}
+    where = _where(search.where)
+    own = {"retriever": search.retriever, "rerank": search.rerank, "where": where}
     options: dict[str, Any] = {"k": search.k, "search": own}
     options["threshold"] = THRESHOLD if search.threshold is None else search.threshold
+    if (question is None) == (image is None):
+        raise InputError("give a question, or a picture with --image")
     with Index.open(index) as opened:
+        if image is not None:
+            hits = opened.pictures(like=user_path(image, "--image"), k=search.k, where=where)
+            if json_lines:
+                show_json({"image": str(image), "pictures": [hit.record() for hit in hits]})
+            else:
+                _show_pictures(hits)
+            return 0
         opened.retriever(search.retriever)
         engine = None if model is None else _model(model, loading)
         if engine is not None:
@@ -89,7 +108,7 @@ def ask(
             if search.entailment is not None:
                 options["entailment"] = Entailment(search.entailment)
         conversation = Conversation(opened, engine, options)
-        for place, text in enumerate(_questions(question)):
+        for place, text in enumerate(_questions(question or "")):
             found = conversation.ask(text)
             if json_lines:
                 show_json(found.record())
@@ -134,6 +153,16 @@ def _where(texts: tuple[str, ...]) -> dict[str, Any]:
     return {key: value for key, _, value in (each.partition("=") for each in texts)}
 
 
+def _show_pictures(hits: Sequence[Hit]) -> None:
+    from quatrain.cli.output import show
+
+    if hits:
+        show("\nPictures:")
+    for hit in hits:
+        about = hit.metadata
+        show(f"{hit.rank}. {hit.name}, {about.get('width')}x{about.get('height')}, score {hit.score:.3f}")
+
+
 def _show(found: Answer, *, show_hits: bool, show_prompt: bool, is_first: bool) -> None:
     from quatrain.cli.output import show
     from quatrain.tasks.prompting.reader import shown
@@ -142,13 +171,15 @@ def _show(found: Answer, *, show_hits: bool, show_prompt: bool, is_first: bool) 
         show(f"\n> {found.question}")
     if found.searched != found.question:
         show(f"(searched for: {found.searched})")
-    show(" ".join(found.text.split()))
+    if found.found or found.hits or not found.pictures:
+        show(" ".join(found.text.split()))
     for each in found.citations:
         quote = " ".join(each.quote.split())
         show(f"\n[{each.number}] {each.name}, characters {each.start:,}-{each.end:,}\n    {quote}")
     for note in found.notes:
         show(f"\nNote: {note}.")
-    if show_hits or not found.found:
+    _show_pictures(found.pictures)
+    if show_hits or (not found.found and not found.pictures):
         show("\nPassages:" if found.hits else "\nNo passage has a word of the question.")
         for hit in found.hits:
             path = " > ".join((hit.name, *hit.path))

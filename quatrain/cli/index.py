@@ -25,7 +25,8 @@ class IndexOptions:
     language: str | None = None
     """The language of stems and stop words, such as english or german, or none."""
     dense: tuple[str, ...] = ()
-    """Vectors too: lsa, a file of word vectors, or a model of sentence embeddings; may be given several times."""
+    """Vectors too: lsa, a file of word vectors, a model of sentence embeddings, or of pictures and texts (CLIP), which
+    makes pictures searchable; may be given several times."""
     columns: str | None = None
     """The columns of tables, as text=answer,title=question."""
     store: Literal["sqlite", "qdrant"] | None = None
@@ -63,7 +64,7 @@ def index(
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
     quiet: bool = False,
 ) -> int:
-    """Make a folder of documents searchable: text, Markdown, HTML, PDF, DOCX, CSV, JSON lines, SQLite.
+    """Make a folder of documents searchable: text, Markdown, HTML, PDF, DOCX, CSV, JSON lines, SQLite, pictures.
 
     A second call reads only what has changed, and continues what was stopped. Ask it with quatrain ask.
 

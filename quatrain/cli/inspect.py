@@ -20,6 +20,7 @@ def inspect(
     model: Annotated[str, MODEL],
     *,
     text: TextArgument | None = None,
+    file: Path | None = None,
     next_tokens: Annotated[bool, Parameter(name="--next")] = False,
     attention: Path | None = None,
     neighbours: TextArgument | None = None,
@@ -38,7 +39,7 @@ def inspect(
     special_tokens: Annotated[bool, Parameter(negative="--no-special-tokens")] = True,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
-    """Inspect a model: its architecture (the default), or how it processes a text.
+    """Inspect a model: its architecture (the default), or how it processes a text, a picture or a recording.
 
     Parameters
     ----------
@@ -46,6 +47,9 @@ def inspect(
         A model folder, a run's folder, or a hub id such as org/name.
     text
         A text, whose tokens are shown, or which the other flags analyse; - reads standard input.
+    file
+        A picture or a recording in place of a text, for a model that reads them: where it looks, and which sound each
+        word came from. With --attention it is drawn.
     next_tokens
         The predicted next tokens at each position; for an encoder, the predictions at its mask tokens.
     attention
@@ -87,13 +91,20 @@ def inspect(
 
     if attention is not None:
         attention = user_path(attention, "--attention")
+    output: dict[str, Any]
     views = _Views(lens, attribution, target, rollout, induction, embedding_map, texts, points, page)
+    if file is not None:
+        _check_file(text, next_tokens, attention, neighbours, answer, views)
+        output = {"model": model} | _file(model, user_path(file, "--file"), attention, quiet=json_lines)
+        if json_lines:
+            show_json(output)
+        return 0
     _check(text, next_tokens, attention, answer, top, views)
     asks_model = next_tokens or attention is not None or neighbours is not None or views.asked
     need = "everything" if asks_model else "tokens" if text is not None else "architecture"
     subject = open_subject(model, need)
     look = _Look(subject, truncate, special_tokens, quiet=json_lines)
-    output: dict[str, Any] = {"model": model}
+    output = {"model": model}
     if text is None and not asks_model:
         output |= look.architecture()
     if neighbours is not None:
@@ -154,6 +165,45 @@ def _check(
         problems.append(f"--attention {attention}: must be a folder, or a name that ends in .html or .png")
     if problems:
         raise InputError("The flags cannot be used:", problems)
+
+
+def _check_file(
+    text: str | None, next_tokens: bool, attention: Path | None, neighbours: str | None, answer: str | None,
+    views: _Views,
+) -> None:  # fmt: skip
+    """Raises InputError for flags that a picture or a recording does not have, with all problems at once."""
+    from quatrain.core.errors import InputError
+
+    given = {"--text": text is not None, "--next": next_tokens, "--neighbours": neighbours is not None}
+    given |= {"--answer": answer is not None, "--lens": views.lens, "--attribution": views.attribution}
+    given |= {"--rollout": views.rollout, "--induction": views.induction, "--map": views.map is not None}
+    given |= {"--page": views.page is not None}
+    problems = [f"{flag}: is for texts; omit it, or --file" for flag, is_given in given.items() if is_given]
+    if attention is not None and attention.suffix.lower() not in ("", ".png") and not attention.is_dir():
+        problems.append(f"--attention {attention}: must be a folder, or a name that ends in .png")
+    if problems:
+        raise InputError("The flags cannot be used:", problems)
+
+
+def _file(model: str, path: Path, out: Path | None, *, quiet: bool) -> dict[str, Any]:
+    """The maps of a picture or a recording: in the terminal, and drawn."""
+    from quatrain.cli.output import show
+    from quatrain.core.atomic import atomic_write
+    from quatrain.evaluation.inspection import open_subject
+    from quatrain.evaluation.inspection.file_maps import file_maps
+
+    maps = file_maps(open_subject(model), path)
+    output = {"file": str(path), **maps.record}
+    lines = list(maps.lines)
+    if out is not None:
+        picture = out / PICTURE if out.is_dir() or not out.suffix else out
+        with atomic_write(picture, "wb") as file:
+            file.write(maps.draw())
+        lines += ["", f"Wrote {picture}"]
+        output["attention"] = {"files": [str(picture)]}
+    if not quiet:
+        show("\n".join(lines))
+    return output
 
 
 class _Look:

@@ -11,9 +11,10 @@ import importlib
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,7 +32,11 @@ MAX_BYTES = 200_000_000
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """Files of a folder that are read as pictures."""
 
+DESCRIPTION, LONGEST_DESCRIPTION = 270, 10_000
+"""EXIF's tag of a description, and the most characters of one that are read."""
+
 Pixels = np.ndarray
+T = TypeVar("T")
 _DATA_URI = re.compile(r"data:(image/[\w.+-]+)?(;[\w=.-]+)*;base64,", re.IGNORECASE)
 
 
@@ -59,18 +64,51 @@ def read_image(source: Any, name: str | None = None) -> Pixels:
     if isinstance(source, bytes):
         return _of_bytes(source, name or "the bytes")
     path = user_path(source, "the picture")
+    return _of_bytes(_bytes_of(path), name or str(path))
+
+
+def _bytes_of(source: str | Path) -> bytes:
+    """The content of a picture's file. Raises InputError for one that is missing, unreadable or too large."""
+    path = user_path(source, "the picture")
     try:
         if path.is_dir():
             raise InputError(f"{path}: is a folder; name a picture")
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise InputError(f"{path}: has {size:,} bytes; a picture may have {MAX_BYTES:,}")
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return _of_bytes(data, name or str(path))
+
+
+@dataclass(frozen=True)
+class PictureFacts:
+    """What the head of a picture's file says: its size in pixels, its format, its frames, and a description."""
+
+    width: int
+    height: int
+    format: str
+    frames: int = 1
+    description: str = ""
+
+
+def picture_facts(path: str | Path) -> PictureFacts:
+    """The facts of a picture; no pixel is decoded. Raises InputError for what is no picture, or too large."""
+    data = _bytes_of(path)
+    return _opened(data, str(path), _facts)
+
+
+def _facts(opened: Any, name: str) -> PictureFacts:
+    _check_size(opened, name)
+    tags = {str(key).lower(): value for key, value in opened.info.items()}
+    given = (opened.getexif().get(DESCRIPTION), *(tags.get(key) for key in ("title", "description", "comment")))
+    texts = (each.decode("utf-8", "replace") if isinstance(each, bytes) else each for each in given)
+    said = dict.fromkeys(each.strip("\0 \n") for each in texts if isinstance(each, str))
+    description = "\n".join(filter(None, said))[:LONGEST_DESCRIPTION]
+    width, height = opened.size
+    return PictureFacts(width, height, str(opened.format), int(getattr(opened, "n_frames", 1)), description)
 
 
 def _decoded(uri: str) -> bytes:
@@ -87,6 +125,11 @@ def _decoded(uri: str) -> bytes:
 
 
 def _of_bytes(data: bytes, name: str) -> Pixels:
+    return _opened(data, name, _of_image)
+
+
+def _opened(data: bytes, name: str, read: Callable[[Any, str], T]) -> T:
+    """What a function reads of a picture's bytes. Raises InputError for what is no picture, broken or too large."""
     image = pillow()
     if not data:
         raise InputError(f"{name}: is empty")
@@ -94,7 +137,7 @@ def _of_bytes(data: bytes, name: str) -> Pixels:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata, which are handled here.
             with image.open(io.BytesIO(data)) as opened:
-                return _of_image(opened, name)
+                return read(opened, name)
     except InputError:
         raise
     except image.DecompressionBombError as error:
@@ -105,12 +148,16 @@ def _of_bytes(data: bytes, name: str) -> Pixels:
         raise InputError(f"{name}: is broken or truncated: {str(error) or type(error).__name__}") from error
 
 
-def _of_image(opened: Any, name: str) -> Pixels:
+def _check_size(opened: Any, name: str) -> None:
     width, height = opened.size
     if width * height > MAX_PIXELS:
         raise InputError(f"{name}: has {width:,}x{height:,} pixels; a picture may have {MAX_PIXELS:,}")
     if not width or not height:
         raise InputError(f"{name}: has no pixels")
+
+
+def _of_image(opened: Any, name: str) -> Pixels:
+    _check_size(opened, name)
     ops = importlib.import_module("PIL.ImageOps")
     turned = ops.exif_transpose(opened)
     if turned.mode.startswith("I;16") or turned.mode == "I":

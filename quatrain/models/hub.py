@@ -39,8 +39,10 @@ SENTENCES = (
     "[0-9]_*/*.safetensors",
 )  # fmt: skip
 """Sentence Transformers' configuration of pooling and normalization."""
+PROCESSOR = ("preprocessor_config.json",)
+"""How pictures and sound are prepared."""
 TENSORS = (WEIGHTS, INDEX, "*-of-*.safetensors", "adapter_model.safetensors")
-EVERYTHING = (*CONFIG, *TOKENIZER, *SENTENCES, *TENSORS)
+EVERYTHING = (*CONFIG, *TOKENIZER, *SENTENCES, *PROCESSOR, *TENSORS)
 
 
 def resolve(model: str | Path, *, revision: str | None = None, files: Sequence[str] = EVERYTHING) -> Path:

@@ -71,6 +71,8 @@ class Answer:
     completion: str | None = None
     """What the model wrote."""
     notes: tuple[str, ...] = ()
+    pictures: tuple[Hit, ...] = ()
+    """The pictures that fit the question, of an index with vectors of pictures."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -99,6 +101,7 @@ class Answer:
                 for each in self.sentences
             ],
             "hits": [hit.record() for hit in self.hits],
+            "pictures": [hit.record() for hit in self.pictures],
             "evidence": round(self.evidence, 4),
             **{"prompt": self.prompt, "completion": self.completion, "notes": list(self.notes)},
         }

@@ -6,7 +6,7 @@ Everything is written in small transactions. A second call of the same command c
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,17 +22,17 @@ from quatrain.data import catalog
 from quatrain.retrieval.bm25 import Bm25
 from quatrain.retrieval.chunkers import chunks_of, measure_of
 from quatrain.retrieval.documents import IndexDocument
-from quatrain.retrieval.encoders import kind_of
+from quatrain.retrieval.encoders import FileEncoder, kind_of, modalities_of
 from quatrain.retrieval.index import BM25_FOLDER, Index, state_of
-from quatrain.retrieval.readers import MARKER, files_of, read_documents
+from quatrain.retrieval.readers import MARKER, TEXT, files_of, read_documents, unread
 from quatrain.retrieval.settings import INDEXES, IndexSettings, read_settings, write_settings
 from quatrain.retrieval.stores import Counts, open_store
 from quatrain.retrieval.words import Analyzer
 
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 256, 4_000_000
 """What is written in one transaction, at most."""
-ENCODED = 256
-"""Chunks that get their vectors at a time."""
+ENCODED, ENCODED_FILES = 256, 32
+"""Chunks, and files such as pictures, that get their vectors at a time."""
 NAMED = 20
 """Files left out that a report names."""
 
@@ -63,10 +63,13 @@ class BuildReport:
         ]
 
 
-def source_files(source: str | Path) -> tuple[str, list[tuple[str, Path]], list[tuple[str, str]]]:
+def source_files(
+    source: str | Path, modalities: Collection[str] = (TEXT,)
+) -> tuple[str, list[tuple[str, Path]], list[tuple[str, str]]]:
     """What a source is made of: its name, its files by their names in the index, and those left out with a reason.
 
-    A source is a folder, a file, or a name of the catalog. Raises InputError where there is nothing.
+    A source is a folder, a file, or a name of the catalog. `modalities` are what the encoders read; other files are
+    left out. Raises InputError where there is nothing.
     """
     entry = catalog.find(str(source)) if not exists(source) else None
     if entry is not None:
@@ -75,10 +78,12 @@ def source_files(source: str | Path) -> tuple[str, list[tuple[str, Path]], list[
     path = user_path(source, "the source")
     if not path.exists():
         raise InputError(f"{path} does not exist; give a folder, a file, or a name of the catalog such as medquad")
+    if path.is_file() and (reason := unread(path, modalities)):
+        return str(path), [], [(path.name, reason)]
     if path.is_file():
         return str(path), [(name_of(path, path.parent), path)], []
     found, left = [], []
-    for file, reason in files_of(path):
+    for file, reason in files_of(path, modalities):
         name = name_of(file, path)
         if reason is None:
             found.append((name, file))
@@ -124,7 +129,7 @@ def build_index(
     for name in settings.dense:
         _check_encoder(name)
     Analyzer(settings.language)  # Refuses a missing library before anything is read.
-    origin, files, left = source_files(source)
+    origin, files, left = source_files(source, modalities_of(settings.dense))
     if not files:
         raise InputError(
             f"{source} has no file that can be read", [f"{name}: {reason}" for name, reason in left[:NAMED]]
@@ -137,7 +142,8 @@ def build_index(
             build = _Build(Index(place, settings, store, origin), reporter, BuildReport(place, left_out=left))
             build.read(files)
             build.count_words()
-            build.encode()
+            build.encode(dict(files))
+            build.count_words()  # Files that an encoder could not read are gone.
             build.report.counts = store.counts()
         finally:
             store.close()
@@ -198,8 +204,8 @@ class _Build:
             with self.reporter.task("count words", total=len(ids), unit="chunk") as task:
                 Bm25.build(_counted(self.index.texts(), task), ids, analyzer).save(folder, state)
 
-    def encode(self) -> None:
-        """Vectors of the chunks that have none."""
+    def encode(self, files: Mapping[str, Path]) -> None:
+        """Vectors of the chunks that have none; `files` are those of the source by their names in the index."""
         for space in self.store.spaces():
             if space not in self.settings.dense:
                 self.store.clear_vectors(space)
@@ -209,13 +215,34 @@ class _Build:
             if self.store.get(f"encoder {space}") != encoder.fingerprint:
                 self.store.clear_vectors(space)
                 self.store.set(f"encoder {space}", encoder.fingerprint)
-            missing = self.store.without_vector(space)
+            wanted = self.index.chunks_for(encoder)
+            missing = [number for number in self.store.without_vector(space) if number in wanted]
+            is_of_files = hasattr(encoder, "encode_prepared")
+            size = ENCODED_FILES if is_of_files else ENCODED
             with self.reporter.task(f"vectors of {space}", total=len(missing), unit="chunk") as task:
-                for start in range(0, len(missing), ENCODED):
-                    numbers = missing[start : start + ENCODED]
-                    self.store.set_vectors(space, numbers, encoder.encode(self.index.texts_of(numbers)))
-                    self.report.encoded += len(numbers)
+                for start in range(0, len(missing), size):
+                    numbers = missing[start : start + size]
+                    if is_of_files:
+                        self._encode_files(space, encoder, numbers, files)
+                    else:
+                        self.store.set_vectors(space, numbers, encoder.encode(self.index.texts_of(numbers)))
+                        self.report.encoded += len(numbers)
                     task.advance(len(numbers))
+
+    def _encode_files(self, space: str, encoder: FileEncoder, numbers: list[int], files: Mapping[str, Path]) -> None:
+        """Vectors of files; one that cannot be decoded leaves the index, with the reason."""
+        prepared, kept = [], []
+        for chunk in self.store.chunks(numbers):
+            name = self.index.document(chunk.document).source
+            try:
+                prepared.append(encoder.prepare(files[name]))
+                kept.append(chunk.id)
+            except InputError as error:
+                self.store.remove(name)
+                self.report.left_out.append((name, error.message.replace(str(files[name]), "it", 1)))
+        if kept:
+            self.store.set_vectors(space, kept, encoder.encode_prepared(prepared))
+            self.report.encoded += len(kept)
 
     def _encoder(self, space: str, total: int) -> Any:
         """The encoder of a space; one that is fitted on the chunks is fitted where it does not suit them."""

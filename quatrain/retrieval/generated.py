@@ -80,13 +80,30 @@ def answer(
     """The answer to a question from the `k` best passages, by a model or, without one, in quoted sentences.
 
     `history` are the questions and answers before it. `search` are further arguments of `Index.search`. Where the
-    passages give less evidence than `threshold`, no model is asked. Raises InputError.
+    passages give less evidence than `threshold`, no model is asked. The `k` pictures that fit the question stand beside
+    the answer. Raises InputError.
     """
+    own = search or {}
     searched = standalone(index, question, history, model)
-    hits = index.search(searched, k, **(search or {}))
+    hits = index.search(searched, k, **own, passages=True)
+    found = _answered(index, question, searched, hits, model, threshold, params, entailment)
+    pictures = index.pictures(searched, k, where=own.get("where")) if index.file_encoders() else ()
+    return replace(found, question=question, pictures=tuple(pictures))
+
+
+def _answered(
+    index: Index,
+    question: str,
+    searched: str,
+    hits: Sequence[Hit],
+    model: Engine | Endpoint | None,
+    threshold: float,
+    params: SamplingParams | None,
+    entailment: Entailment | None,
+) -> Answer:
+    """The answer from passages."""
     if model is None:
-        found = extract(index, searched, hits, threshold=threshold, original=question)
-        return replace(found, question=question)
+        return extract(index, searched, hits, threshold=threshold, original=question)
     weights = Weights(index)
     evidence = turn_evidence(weights, searched, question, hits)
     if evidence < threshold:

@@ -19,9 +19,10 @@ import numpy as np
 from quatrain.core.errors import InputError
 from quatrain.core.settings import did_you_mean
 from quatrain.retrieval.bm25 import Bm25
-from quatrain.retrieval.encoders import Encoder, kind_of
+from quatrain.retrieval.encoders import Encoder, FileEncoder, kind_of
+from quatrain.retrieval.readers import TEXT, modality_of
 from quatrain.retrieval.rerank import Reranker
-from quatrain.retrieval.retrievers import RETRIEVERS
+from quatrain.retrieval.retrievers import RETRIEVERS, fused
 from quatrain.retrieval.settings import IndexSettings, index_folder, read_settings
 from quatrain.retrieval.stores import Store, StoredChunk, StoredDocument, open_store
 from quatrain.retrieval.words import Analyzer
@@ -73,6 +74,7 @@ class Index:
         self._encoders: dict[str, Encoder] | None = None
         self._rerankers: dict[str, Reranker] = {}
         self._document = lru_cache(maxsize=256)(store.document)
+        self._media: dict[str, set[int]] = {}
 
     @classmethod
     def open(cls, folder: str | Path) -> Index:
@@ -107,13 +109,36 @@ class Index:
             spaces, found = self.store.spaces(), dict[str, Encoder]()
             for space in self.settings.dense:
                 encoder = kind_of(space).open_encoder(space, self.folder, self.settings.language)
-                if encoder is None or (space not in spaces and self.store.chunk_ids()):
+                if encoder is None or (space not in spaces and self.chunks_for(encoder)):
                     raise InputError(f"{self.folder} has no vectors of {space} yet: run quatrain index again")
                 if self.store.get(f"encoder {space}") != encoder.fingerprint:
                     raise InputError(f"{space} has changed since the index was built: run quatrain index again")
                 found[space] = encoder
             self._encoders = found
         return self._encoders
+
+    def chunks_for(self, encoder: Encoder) -> set[int]:
+        """The ids of the chunks that an encoder reads: of any document, or of those of its modality."""
+        modality = getattr(encoder, "modality", TEXT)
+        return set(self.store.chunk_ids()) if modality == TEXT else self._chunks_of(modality)
+
+    def _chunks_of(self, modality: str) -> set[int]:
+        """The ids of the chunks of documents that hold no text."""
+        if modality not in self._media:
+            ids = sorted(self.store.matching({"media": modality}))
+            # A row of a table may have a column of that name: the file decides.
+            self._media[modality] = {
+                each.id
+                for each in self.store.chunks(ids)
+                if modality_of(self._document(each.document).source) == modality
+            }
+        return self._media[modality]
+
+    def file_encoders(self) -> dict[str, FileEncoder]:
+        """The encoders that read files without text by the names of their spaces, such as those of pictures."""
+        spaces = [name for name in self.settings.dense if getattr(kind_of(name), "MODALITY", TEXT) != TEXT]
+        found: Any = {space: self.encoders()[space] for space in spaces}
+        return dict(found)
 
     def texts(self) -> Iterator[tuple[int, str]]:
         """The ids of all chunks, ascending, with the text that is searched: that of the chunk below its headings."""
@@ -147,14 +172,19 @@ class Index:
         return name
 
     def rank(
-        self, question: str, k: int, *, retriever: str | None = None, where: Mapping[str, Any] | None = None
+        self,
+        question: str,
+        k: int,
+        *,
+        retriever: str | None = None,
+        where: Mapping[str, Any] | None = None,
+        passages: bool = False,
     ) -> list[tuple[int, float]]:
-        """The ids of the `k` best chunks with their scores. Raises InputError."""
-        if not question.strip() or len(question) > LONGEST_QUESTION:
-            raise InputError(f"the question has {len(question):,} characters; must be 1 to {LONGEST_QUESTION:,}")
-        if k < 1:
-            raise InputError(f"k: {k}; must be at least 1")
+        """The ids of the `k` best chunks with their scores; `passages`: of texts alone. Raises InputError."""
+        _check_question(question, k)
         allowed = None if not where else self.store.matching(where)
+        if passages and (others := {each for one in self.file_encoders().values() for each in self.chunks_for(one)}):
+            allowed = (set(self.store.chunk_ids()) if allowed is None else allowed) - others
         return RETRIEVERS[self.retriever(retriever)](self, question, k, allowed)
 
     def search(
@@ -165,25 +195,61 @@ class Index:
         retriever: str | None = None,
         rerank: str | None = None,
         where: Mapping[str, Any] | None = None,
+        passages: bool = False,
     ) -> list[Hit]:
         """The `k` chunks that fit a question best, the best first; equal texts once.
 
         `retriever`: "bm25", "dense" or "hybrid". `rerank`: the folder of a cross-encoder, which reads the first
-        `RERANKED` again. `where`: values that `source`, `title` or metadata must have. Raises InputError.
+        `RERANKED` again. `where`: values that `source`, `title` or metadata must have. `passages`: texts alone, no
+        pictures. Raises InputError.
         """
-        ranking = self.rank(question, max(k * MORE, RERANKED if rerank else 0), retriever=retriever, where=where)
+        most = max(k * MORE, RERANKED if rerank else 0)
+        ranking = self.rank(question, most, retriever=retriever, where=where, passages=passages)
         if rerank is not None:
             numbers = [number for number, _ in ranking[:RERANKED]]
             ranking = self._reranker(rerank).ranked(question, numbers, self.texts_of(numbers))
+        return self._hits(ranking, k)
+
+    def pictures(
+        self, text: str | None = None, k: int = 5, *, like: Any = None, where: Mapping[str, Any] | None = None
+    ) -> list[Hit]:
+        """The `k` pictures nearest to a text, or to a picture: `like` is a path, bytes, an array or a Pillow image.
+
+        The score is the cosine; with several encoders of pictures it is that of their fused rankings. Raises
+        InputError for an index without vectors of pictures.
+        """
+        encoders = self.file_encoders()
+        if not encoders:
+            raise InputError(
+                f"{self.folder} has no vectors of pictures; build it with --dense MODEL, a model of pictures and texts"
+            )
+        if (text is None) == (like is None):
+            raise InputError("pictures are found by a text or by a picture; give one of them")
+        if text is not None:
+            _check_question(text, k)
+        allowed = None if not where else self.store.matching(where)
+        rankings = []
+        for space, encoder in encoders.items():
+            if like is not None:
+                vector = encoder.encode_prepared([encoder.prepare(like)])[0]
+            else:
+                vector = encoder.encode([text or ""], is_query=True)[0]
+            rankings.append(self.store.nearest(space, vector, k, allowed))
+        return self._hits(rankings[0] if len(rankings) == 1 else fused(rankings)[:k], k)
+
+    def _hits(self, ranking: Sequence[tuple[int, float]], k: int) -> list[Hit]:
+        """The first `k` hits of a ranking; equal texts once."""
         hits: list[Hit] = []
-        seen: set[str] = set()
+        seen: set[tuple[str, str]] = set()
         try:
             chunks = self.store.chunks([number for number, _ in ranking])
             for chunk, (_, score) in zip(chunks, ranking, strict=True):
                 document = self._document(chunk.document)
                 text = document.text[chunk.start : chunk.end]
-                if text not in seen:
-                    seen.add(text)
+                # Two pictures may have one name in two folders.
+                key = text, "" if modality_of(document.source) == TEXT else document.source
+                if key not in seen:
+                    seen.add(key)
                     hits.append(_hit(len(hits) + 1, score, text, chunk, document))
                 if len(hits) == k:
                     break
@@ -195,6 +261,13 @@ class Index:
         if name not in self._rerankers:
             self._rerankers[name] = Reranker(name)
         return self._rerankers[name]
+
+
+def _check_question(question: str, k: int) -> None:
+    if not question.strip() or len(question) > LONGEST_QUESTION:
+        raise InputError(f"the question has {len(question):,} characters; must be 1 to {LONGEST_QUESTION:,}")
+    if k < 1:
+        raise InputError(f"k: {k}; must be at least 1")
 
 
 def searched_text(document: StoredDocument, chunk: StoredChunk) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from quatrain.core.errors import InputError
 from quatrain.data.image_processor import ImageProcessor
+from quatrain.data.images import read_image, to_png
 from quatrain.evaluation.inspection.picture_attention import over_picture, patch_maps, side_by_side
 from quatrain.models.families import get_family
+from quatrain.models.io import model_folder
 from quatrain.models.transformer.context import Trace
 from quatrain.models.transformer.stack import Model
 
@@ -36,6 +41,34 @@ def test_rollout_is_the_product_of_the_layers(family: str) -> None:
     flow = (second + eye) @ (first + eye) / 4
     row = (flow[0] if family != "ijepa" else flow.mean(0))[model.frontend.patches.num_extra :]
     np.testing.assert_allclose(rollout.ravel(), row / row.sum(), atol=1e-5)
+
+
+def test_the_verb_draws_where_a_model_looks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from quatrain.cli import main
+
+    pytest.importorskip("matplotlib", reason="needs matplotlib (extra plot)")
+    raw = {"model_type": "vit", **SIZES, "id2label": {"0": "cat", "1": "dog"}}
+    model = Model(get_family("vit").from_hf(raw, head="image_classification")).initialize(0)
+    folder, picture = str(tmp_path / "vit"), tmp_path / "picture.png"
+    model_folder.save(model, folder)
+    ImageProcessor.of(12).save(folder)
+    picture.write_bytes(to_png(PICTURE))
+    assert main(["inspect", folder, "--file", str(picture), "--attention", str(tmp_path / "maps.png")]) == 0
+    out = capsys.readouterr().out
+    assert "3 x 3 patches" in out and "The strongest: row " in out
+    drawn = read_image(tmp_path / "maps.png")
+    assert drawn.shape[1] > 3 * drawn.shape[0] > 300  # four panels in a row
+    assert main(["inspect", folder, "--file", str(picture), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    _, rollout, layers = patch_maps(model, ImageProcessor.of(12), PICTURE)
+    np.testing.assert_allclose(record["rollout"], rollout, atol=1e-6)
+    assert len(record["layers"]) == len(layers) == 2
+    assert main(["inspect", folder, "--file", str(picture), "--text", "x", "--lens", "--attention", "a.html"]) == 2
+    err = capsys.readouterr().err
+    assert all(flag in err for flag in ("--text", "--lens", "--attention"))
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    assert main(["inspect", str(tmp_path), "--file", str(picture)]) == 2
+    assert "texts alone" in capsys.readouterr().err
 
 
 def test_a_map_is_red_where_the_weight_is() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import transformers
 
+from quatrain.cli import main
 from quatrain.core.errors import InputError
 from quatrain.core.progress import SilentReporter
 from quatrain.data.recordings import read_recordings
@@ -58,7 +59,7 @@ def test_the_stage_writes_a_model_that_transcribes_and_that_transformers_load(di
     assert set(said) == {"text", "chunks", "language", "duration", "words_per_second"} and said["duration"] == 0.5
 
 
-def test_it_learns_to_tell_two_words_apart(digits, tmp_path):
+def test_it_learns_to_tell_two_words_apart(digits, tmp_path, capsys):
     more = ["stage[0].train.steps=60", "stage[0].train.warmup_steps=4", "stage[0].train.learning_rate=0.01",
             "stage[0].train.batch_tokens=600", "stage[0].train.dropout=0.0", "stage[0].shift=0",
             "stage[0].pitch=0"]  # fmt: skip
@@ -66,6 +67,15 @@ def test_it_learns_to_tell_two_words_apart(digits, tmp_path):
     folder = run(recipe, runs_dir=tmp_path / "runs", reporter=SilentReporter()).folder
     result = json.loads((folder / "stages/01-speech/result.json").read_text())
     assert result["scores"]["recordings held out"]["accuracy"] == 1
+    # The sound that a word came from, by the verb; it is drawn in a folder.
+    sound_file, model = str(digits / f"{max(WORDS)}_robot_0.wav"), str(folder / "model")
+    assert main(["inspect", model, "--file", sound_file, "--attention", str(tmp_path / "maps"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (word,) = found["words"]
+    assert 0 <= word["start"] <= word["end"] <= 1 and word["text"]
+    assert (tmp_path / "maps" / "attention.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["inspect", model, "--file", str(tmp_path / "none.wav")]) == 2
+    assert "none.wav" in capsys.readouterr().err
 
 
 def test_recordings_have_their_texts_from_names_or_a_table(digits, tmp_path):

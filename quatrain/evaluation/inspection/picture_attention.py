@@ -6,6 +6,7 @@ that passes by; the product over the layers says how much of each patch reaches 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +15,12 @@ import torch
 
 from quatrain.core.errors import InputError
 from quatrain.data.images import Pixels, pillow
+from quatrain.evaluation.inspection.attention_picture import require_matplotlib
 from quatrain.models.transformer.context import Trace
 from quatrain.models.vision.patches import PatchEmbedding
 
+DPI, COLUMNS = 110, 6
+"""Dots per inch of a drawing, and its most panels in a row."""
 OPACITY = 0.6
 """How much of the picture the strongest heat covers."""
 
@@ -62,6 +66,32 @@ def over_picture(pixels: Pixels, weights: np.ndarray, *, side: int = 320) -> Pix
     colour = np.stack([255 * smooth, 60 * smooth, 255 * (1 - smooth)], axis=-1)
     share = (OPACITY * smooth)[..., None]
     return (below * (1 - share) + colour * share).clip(0, 255).astype(np.uint8)
+
+
+def maps_picture(pixels: Pixels, rollout: np.ndarray, layers: Sequence[np.ndarray], *, title: str) -> bytes:
+    """A PNG: the picture, the rollout over it, and the map of each layer (`patch_maps`), named.
+
+    Raises InputError if matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = [("picture", pixels), ("rollout", over_picture(pixels, rollout))]
+    panels += [(f"layer {number}", over_picture(pixels, layer)) for number, layer in enumerate(layers)]
+    columns = min(COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(2.2 * columns, 2.4 * rows + 0.4), dpi=DPI, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    for place, (name, panel) in enumerate(panels, 1):
+        axes = figure.add_subplot(rows, columns, place)
+        axes.imshow(panel, interpolation="nearest")
+        axes.set_title(name, fontsize=9)
+        axes.set_axis_off()
+    data = io.BytesIO()
+    figure.savefig(data, format="png", metadata={"Software": "Quatrain"})
+    return data.getvalue()
 
 
 def side_by_side(pictures: Sequence[Pixels], *, gap: int = 8) -> Pixels:

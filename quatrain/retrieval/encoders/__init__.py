@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from quatrain.core.errors import InputError
+from quatrain.retrieval.readers import TEXT
 from quatrain.retrieval.stores import Vectors
 
 TextSource = Callable[[], Iterable[str]]
@@ -32,8 +33,21 @@ class Encoder(Protocol):
         """The vectors (N, D) of N texts, of length 1, or 0 for a text that has none."""
 
 
+class FileEncoder(Encoder, Protocol):
+    """Gives files that hold no text their vectors, in the space where `encode` puts questions."""
+
+    modality: str
+    """What it reads, as readers call it. Documents of other modalities get no vector."""
+
+    def prepare(self, source: Any) -> np.ndarray:
+        """What the model reads of a file. Raises InputError for one that cannot be read."""
+
+    def encode_prepared(self, prepared: Sequence[np.ndarray]) -> Vectors:
+        """The vectors (N, D) of N prepared files, of length 1."""
+
+
 class EncoderKind(Protocol):
-    """The module of an encoder."""
+    """The module of an encoder. `MODALITY` is that of a `FileEncoder`; a module without it encodes texts."""
 
     def accepts(self, name: str) -> bool:
         """Whether a name in the settings means this encoder."""
@@ -56,8 +70,13 @@ def kind_of(name: str) -> Any:
             return kind
     raise InputError(
         f"dense: {name!r} is no encoder; must be lsa, a file of word vectors (.txt, .vec, .bin), or the folder, run or "
-        "hub id of a model of sentence embeddings"
+        "hub id of a model of sentence embeddings, or of pictures and texts"
     )
+
+
+def modalities_of(names: Iterable[str]) -> set[str]:
+    """What the encoders of these names read beside text, and text."""
+    return {TEXT, *(getattr(kind_of(name), "MODALITY", TEXT) for name in names)}
 
 
 def unit(vectors: np.ndarray) -> Vectors:

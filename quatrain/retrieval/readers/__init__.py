@@ -1,6 +1,7 @@
 """Readers of file formats, found by their place: a module with `SUFFIXES` and a `read` function is one.
 
 `read(path, columns)` yields the documents of a file. A file that cannot be read raises InputError with the reason.
+`MODALITY` says what a file holds if it is not text: such files are read where an encoder of the index reads them.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ import importlib
 import os
 import pkgutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from quatrain.core.errors import InputError
 from quatrain.data.decoding import is_packed, suffix_of
@@ -23,6 +24,8 @@ Columns = Mapping[str, str]
 LARGEST = 512 * 1024 * 1024
 """The most bytes of a file that is read at once."""
 AT_ONCE = (".html", ".htm", ".xhtml", ".pdf", ".docx")
+TEXT = "text"
+"""The modality of files that hold text."""
 MARKER = "index.json"
 """The file that tells the folder of an index; such folders are never read."""
 
@@ -35,10 +38,26 @@ class Reader(Protocol):
 
 
 @cache
+def _modules() -> list[Any]:
+    """The modules of the readers."""
+    modules = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
+    return [module for module in modules if hasattr(module, "SUFFIXES")]
+
+
+@cache
 def readers() -> dict[str, Reader]:
     """The reader of each suffix."""
-    modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
-    return {suffix: module.read for module in modules for suffix in getattr(module, "SUFFIXES", ())}
+    return {suffix: module.read for module in _modules() for suffix in module.SUFFIXES}
+
+
+@cache
+def _modalities() -> dict[str, str]:
+    return {suffix: getattr(module, "MODALITY", TEXT) for module in _modules() for suffix in module.SUFFIXES}
+
+
+def modality_of(name: str | Path) -> str:
+    """What a file of this name holds: "text", or what its reader says."""
+    return _modalities().get(suffix_of(Path(name)), TEXT)
 
 
 def read_documents(path: Path, columns: Columns | None = None) -> Iterator[IndexDocument]:
@@ -49,11 +68,11 @@ def read_documents(path: Path, columns: Columns | None = None) -> Iterator[Index
             yield document
 
 
-def files_of(folder: Path) -> Iterator[tuple[Path, str | None]]:
+def files_of(folder: Path, modalities: Collection[str] = (TEXT,)) -> Iterator[tuple[Path, str | None]]:
     """The files below a folder in sorted order, each with the reason why it cannot be read, or None.
 
     Hidden files and folders are left out silently, links to folders and indexes too: neither loops nor leaves the
-    folder. A link to a file outside of the folder is not read.
+    folder. A link to a file outside of the folder is not read. `modalities` are what the encoders read.
     """
 
     def unreadable(error: OSError) -> None:
@@ -73,16 +92,27 @@ def files_of(folder: Path) -> Iterator[tuple[Path, str | None]]:
         for name in sorted(names):
             if not name.startswith("."):
                 path = Path(place, name)
-                yield path, _unusable(path, root)
+                yield path, _unusable(path, root, modalities)
     yield from problems
 
 
-def _unusable(path: Path, root: Path) -> str | None:
+def unread(path: Path, modalities: Collection[str]) -> str | None:
+    """Why no encoder reads what a file holds; None for text, and for what one reads."""
+    modality = modality_of(path)
+    if modality in modalities:
+        return None
+    return f"it holds {modality}; --dense MODEL with a model of {modality} and texts (CLIP) makes them searchable"
+
+
+def _unusable(path: Path, root: Path, modalities: Collection[str]) -> str | None:
     """Why a file of a folder is not read; None if it is."""
     suffix = suffix_of(path)
     if suffix not in readers():
         return f"its ending {path.suffix or '(none)'} is no known format"
-    if is_packed(path) and suffix in (*AT_ONCE, ".sqlite", ".sqlite3", ".db", ".parquet"):
+    if reason := unread(path, modalities):
+        return reason
+    packed = (*AT_ONCE, ".sqlite", ".sqlite3", ".db", ".parquet")
+    if is_packed(path) and (suffix in packed or modality_of(path) != TEXT):
         return "a compressed file of this format; unpack it"
     try:
         about = path.stat()

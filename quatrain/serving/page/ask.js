@@ -47,6 +47,12 @@ function prompt(found) {
   return element("details", { class: "passage" }, element("summary", {}, "Prompt and completion"), element("pre", {}, `${text}\n\n[completion]\n${found.completion}`));
 }
 
+function pictures(found) {
+  if (!found.pictures.length) return null;
+  const rows = found.pictures.map((hit) => element("li", {}, `${hit.name} `, element("span", { class: "faint" }, hit.score.toFixed(3))));
+  return element("details", { class: "passage", open: true }, element("summary", {}, "Pictures"), element("ol", {}, rows));
+}
+
 function draw() {
   byId("turns").replaceChildren(
     ...(turns.length
@@ -69,6 +75,7 @@ function draw() {
         element("h2", { class: "asked" }, question),
         element("p", { class: found.found ? "answer" : "answer faint" }, found.found ? found.sentences.map((each) => sentence(each, show)) : "Not in the documents."),
         facts.map((fact) => element("p", { class: "faint" }, fact)),
+        pictures(found),
         passages,
         prompt(found),
       );
