@@ -28,6 +28,7 @@ from quatrain.models.transformer.context import Trace
 from quatrain.models.transformer.kv_cache import KVCache
 from quatrain.models.transformer.stack import Model
 from quatrain.planning import counts
+from quatrain.planning.facts import load_facts
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 IDS = torch.randint(0, 60, (3, 7), generator=torch.Generator().manual_seed(2))
@@ -89,6 +90,20 @@ def test_whisper_tiny_has_its_published_count():
     config = get_family("whisper").from_hf(CONFIG | transformers.WhisperConfig().to_dict())
     assert counts.parameters(config) == 37_760_640
     assert config.encoder.position == "none" and config.frontend.num_vectors == 1500
+
+
+@pytest.mark.parametrize("name", ["whisper-base", "whisper-large-v3"])
+def test_the_published_counts_of_larger_models_are_those_of_transformers(name):
+    published = load_facts().models[name]
+    heads = published.config["d_model"] // 64
+    sizes = transformers.WhisperConfig(
+        **{key: value for key, value in published.config.items() if key != "model_type"},
+        encoder_attention_heads=heads, decoder_attention_heads=heads,
+    )  # fmt: skip
+    with torch.device("meta"):
+        reference = transformers.WhisperForConditionalGeneration(sizes)
+    assert reference.num_parameters() == published.parameters
+    assert counts.parameters(get_family("whisper").from_hf(CONFIG | sizes.to_dict())) == published.parameters
 
 
 def test_fresh_weights_have_the_sinusoids_of_transformers():

@@ -21,6 +21,7 @@ from quatrain.models.transformer.context import Trace
 from quatrain.models.transformer.stack import Model
 from quatrain.models.vision.patches import Patches
 from quatrain.planning.counts import parameters
+from quatrain.planning.facts import load_facts
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 12,
@@ -125,6 +126,15 @@ def test_counts() -> None:
     labels = {str(number): str(number) for number in range(1000)}
     config = get_family("vit").from_hf({"model_type": "vit", "id2label": labels}, head="image_classification")
     assert parameters(config) == 86_567_656  # ViT-B/16 with ImageNet's 1,000 classes
+    published = load_facts().models["vit-l-16"]
+    large = transformers.ViTConfig(
+        **{key: value for key, value in published.config.items() if key != "model_type"},
+        num_attention_heads=16, num_labels=1000,
+    )  # fmt: skip
+    with torch.device("meta"):
+        reference = transformers.ViTForImageClassification(large)
+    ours = get_family("vit").from_hf(large.to_dict(), head="image_classification")
+    assert parameters(ours) == reference.num_parameters() == published.parameters
     small_config = {"model_type": "deit", "hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
     config = get_family("deit").from_hf(small_config | {"id2label": labels}, head="distilled_classification")
     assert parameters(config) == 5_910_800  # DeiT-Ti distilled
