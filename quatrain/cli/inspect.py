@@ -87,36 +87,62 @@ def inspect(
     """
     from quatrain.cli.output import show_json
     from quatrain.core.reading import user_path
-    from quatrain.evaluation.inspection import open_subject
 
     if attention is not None:
         attention = user_path(attention, "--attention")
-    output: dict[str, Any]
     views = _Views(lens, attribution, target, rollout, induction, embedding_map, texts, points, page)
     if file is not None:
         _check_file(text, next_tokens, attention, neighbours, answer, views)
-        output = {"model": model} | _file(model, user_path(file, "--file"), attention, quiet=json_lines)
-        if json_lines:
-            show_json(output)
-        return 0
-    _check(text, next_tokens, attention, answer, top, views)
-    asks_model = next_tokens or attention is not None or neighbours is not None or views.asked
+        output = _file(model, user_path(file, "--file"), attention, quiet=json_lines)
+    else:
+        _check(text, next_tokens, attention, answer, top, views)
+        asked = _Asked(text, next_tokens, attention, neighbours, answer, top)
+        output = _inspected(model, asked, views, _Reading(truncate, special_tokens, quiet=json_lines))
+    if json_lines:
+        show_json({"model": model} | output)
+    return 0
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked of a model and a text, beside the views."""
+
+    text: str | None
+    next_tokens: bool
+    attention: Path | None
+    neighbours: str | None
+    answer: str | None
+    top: int | None
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How a text is read, and whether results are printed."""
+
+    truncate: bool
+    special_tokens: bool
+    quiet: bool
+
+
+def _inspected(model: str, asked: _Asked, views: _Views, reading: _Reading) -> dict[str, Any]:
+    """What was asked: printed, and as values for programs."""
+    from quatrain.evaluation.inspection import open_subject
+
+    text, attention, neighbours, top = asked.text, asked.attention, asked.neighbours, asked.top
+    asks_model = asked.next_tokens or attention is not None or neighbours is not None or views.asked
     need = "everything" if asks_model else "tokens" if text is not None else "architecture"
-    subject = open_subject(model, need)
-    look = _Look(subject, truncate, special_tokens, quiet=json_lines)
-    output = {"model": model}
+    look = _Look(open_subject(model, need), reading.truncate, reading.special_tokens, quiet=reading.quiet)
+    output: dict[str, Any] = {}
     if text is None and not asks_model:
         output |= look.architecture()
     if neighbours is not None:
         output |= look.neighbours(neighbours, 10 if top is None else top)
     given = None if text is None else read_text_argument(text)
-    if given is not None and (next_tokens or attention is not None or not views.asked):
-        output |= look.text(given, answer, next_tokens, attention, 5 if top is None else top)
+    if given is not None and (asked.next_tokens or attention is not None or not views.asked):
+        output |= look.text(given, asked.answer, asked.next_tokens, attention, 5 if top is None else top)
     if views.asked:
-        output |= look.views(views, given, answer, top)
-    if json_lines:
-        show_json(output)
-    return 0
+        output |= look.views(views, given, asked.answer, top)
+    return output
 
 
 @dataclass(frozen=True)
