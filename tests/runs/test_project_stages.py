@@ -51,7 +51,7 @@ format = "F32"
 gates = [{{ metric = "proved_share", at_least = 1.0 }}]
 [[stage]]
 kind = "serve"
-prompts = ["ab", "b"]
+prompts = ["ab", "b", "{long}"]
 requests = 6
 max_new_tokens = 4
 gates = [{{ metric = "equal_share", at_least = 1.0 }}]
@@ -71,7 +71,7 @@ def recipe(tmp_path: Path) -> str:
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     text = tmp_path / "text.txt"
     text.write_text("say abba baab " * 60, encoding="utf-8")
-    return RECIPE.format(source=path, text=text)
+    return RECIPE.format(source=path, text=text, long="ab ba " * 100)
 
 
 @pytest.mark.slow
@@ -82,6 +82,7 @@ def test_a_project_passes_its_gates_and_gets_its_bill(recipe: str, tmp_path: Pat
     assert scope["training_examples"] == 24 and scope["held_out_examples"] == 8
     assert plan["planned_parameters"] > 0 and plan["planned_flops"] > 0 and plan["planned_memory_bytes"] > 0
     assert served["equal_share"] == 1.0 and served["requests"] == 6
+    assert served["notes"][0] == "1 questions are longer than the model's context and were not asked"
     (file,) = (done.folder / "stages/06-export/files").glob("*.gguf")
     assert exported["proved_share"] == 1.0 and exported["export_bytes"] >= file.stat().st_size > 0
     assert 0 < served["p50_seconds"] <= served["p95_seconds"]

@@ -18,6 +18,7 @@ import numpy as np
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.generation.engine import Engine
 from quatrain.generation.params import SamplingParams
+from quatrain.generation.runner import context_limit
 from quatrain.runs.material import model_of, opened_task, tokenizer_of
 from quatrain.runs.stage import StageContext, StageResult
 from quatrain.runs.stages.serve import ServeStage
@@ -34,8 +35,7 @@ def run(settings: ServeStage, context: StageContext) -> StageResult:
     folder = context.previous_model or Path(context.recipe.model.folder or "")
     model, tokenizer = model_of(context), tokenizer_of(context)
     engine = Engine(model, tokenizer)
-    requests = asked(settings, context)
-    ids = [engine.render(body["messages"]) if "messages" in body else body["prompt"] for _, body in requests]
+    requests, ids, too_long = readable(asked(settings, context), engine)
     params = SamplingParams(max_new_tokens=settings.max_new_tokens, temperature=0.0)
     expected = [completion.text for completion in engine.generate(ids, params)]
     del model, engine
@@ -65,12 +65,15 @@ def run(settings: ServeStage, context: StageContext) -> StageResult:
         "p95_seconds": float(np.quantile(seconds, 0.95)),
         "requests": len(answers),
     }
+    if too_long:
+        result.notes.append(f"{too_long} questions are longer than the model's context and were not asked")
     result.notes.append(
         f"served {len(answers)} answers to {settings.clients} clients: {equal:.0%} equal to the engine's, "
         f"{len(answers) / elapsed:.1f} a second, half of them within {result.extra['p50_seconds']:.2f} s, "
         f"95 % within {result.extra['p95_seconds']:.2f} s"
     )
-    context.reporter.info(result.notes[-1])
+    for note in result.notes:
+        context.reporter.info(note)
     return result
 
 
@@ -92,6 +95,21 @@ def asked(settings: ServeStage, context: StageContext) -> list[Request]:
     if not texts:
         raise InputError(f"{context.name}: prompts: missing; there are neither questions held out nor evaluate.prompts")
     return [("/v1/completions", {"prompt": text}) for text in texts]
+
+
+def readable(requests: list[Request], engine: Engine) -> tuple[list[Request], list[list[int]], int]:
+    """The requests that fit into the model's context, their ids, and how many do not: a server refuses these.
+
+    Raises InputError if none fits.
+    """
+    encoded = [
+        engine.render(body["messages"]) if "messages" in body else engine.encode(body["prompt"]) for _, body in requests
+    ]
+    limit = context_limit(engine.model)
+    kept = [place for place, ids in enumerate(encoded) if limit is None or len(ids) < limit]
+    if not kept:
+        raise InputError(f"All {len(requests)} questions have more tokens than the model's context of {limit}.")
+    return [requests[place] for place in kept], [encoded[place] for place in kept], len(requests) - len(kept)
 
 
 @contextmanager
