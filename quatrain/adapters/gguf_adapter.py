@@ -18,7 +18,8 @@ from quatrain.adapters.layer import AdapterLayer, adapter_layers
 from quatrain.adapters.lora import LoRALinear
 from quatrain.core.errors import InputError
 from quatrain.core.gguf_file import SUFFIX, GgufFile
-from quatrain.models.gguf.architectures import Architecture, architecture_of
+from quatrain.models.gguf.architecture import Architecture
+from quatrain.models.gguf.architectures import architecture_of
 from quatrain.models.gguf.reader import GgufTensors
 from quatrain.models.modules import is_linear
 from quatrain.models.transformer.stack import Model

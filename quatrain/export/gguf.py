@@ -20,7 +20,8 @@ from quatrain.export.importance import importance
 from quatrain.export.llama import LlamaCpp, is_installed
 from quatrain.export.proof import OwnReader, Runtime
 from quatrain.loading.model import load_model
-from quatrain.models.gguf.architectures import Architecture, architecture_of, scaling_tensors
+from quatrain.models.gguf.architecture import Architecture, scaling_tensors
+from quatrain.models.gguf.architectures import architecture_of
 from quatrain.tokenizers.gguf import to_metadata
 
 TYPES = {
@@ -35,7 +36,10 @@ TOLERANCES = {
     "Q4_K": 0.5, "Q4_1": 0.5, "Q4_0": 0.5, "Q3_K": 0.8, "Q2_K": 1.0,
 }  # fmt: skip
 """The largest allowed change of a logit, as a share of the largest: several times what these formats usually change."""
-KEPT = ("position_embd", "token_types", "rel_b", "rope_", "cls", "ffn_gate_inp")
+KEPT = (
+    "position_embd", "token_types", "rel_b", "rope_", "cls", "ffn_gate_inp", ".bias", "_norm", "ssm_conv1d", "ssm_a",
+    "ssm_d",
+)  # fmt: skip
 """Parts of names of tensors that stay in float32, as in llama.cpp."""
 
 
@@ -99,7 +103,7 @@ def write_file(source: Source, path: Path, settings: ExportSettings) -> list[str
         "general.quantization_version": 2,
         **architecture.metadata(config),
     }
-    notes: list[str] = []
+    notes = architecture.notes(config)
     if source.tokenizer is not None:
         tokenizer = to_metadata(source.tokenizer, config.vocab_size)
         metadata |= tokenizer.metadata

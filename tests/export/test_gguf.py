@@ -36,6 +36,18 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
           "original_max_position_embeddings": 8192, "rope_theta": 500000.0}  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 16}
 GEMMA = {"query_pre_attn_scalar": 8, "sliding_window": 5}
+OLMO3 = {
+    "full_attention": YARN | {"rope_theta": 500000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0},
+}
+GRANITE = {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.25, "logits_scaling": 2.0}
+STABLELM = {"use_qkv_bias": True}
+MINISTRAL3 = YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
+DEEPSEEK = {
+    "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16, "q_lora_rank": 16,
+    "first_k_dense_replace": 1, "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+    "n_group": 2, "topk_group": 1, "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+}  # fmt: skip
 CASES = {
     "llama": ("llama", "causal", GROUPED, {}),
     "llama tied, wide heads": ("llama", "causal", GROUPED | {"head_dim": 16}, {"tie_word_embeddings": True}),
@@ -55,13 +67,45 @@ CASES = {
     "gpt_neox": ("gpt_neox", "causal", {}, {}),
     "gpt_neox sequential": ("gpt_neox", "causal", {}, {"use_parallel_residual": False}),
     "bloom": ("bloom", "causal", {"intermediate_size": 128}, {}),
+    "mixtral": ("mixtral", "causal", GROUPED, {"sliding_window": None, "num_local_experts": 4}),
+    "olmoe": ("olmoe", "causal", {}, {"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": False}),
+    "olmo2": ("olmo2", "causal", GROUPED, {}),
+    "olmo3": ("olmo3", "causal", GROUPED | {"num_hidden_layers": 4}, {"sliding_window": 5, "rope_parameters": OLMO3}),
+    "smollm3": ("smollm3", "causal", GROUPED | {"num_hidden_layers": 5}, {}),
+    "granite": ("granite", "causal", GROUPED, GRANITE | {"attention_bias": True}),
+    "granite experts": ("granitemoe", "causal", GROUPED, GRANITE | {"num_local_experts": 4}),
+    "glm4": ("glm4", "causal", GROUPED, {"head_dim": 8}),
+    "cohere2": ("cohere2", "causal", GROUPED | {"num_hidden_layers": 5}, {"sliding_window": 5}),
+    "falcon": ("falcon", "causal", {"num_key_value_heads": 1}, {}),
+    "falcon 40B": ("falcon", "causal", GROUPED, {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 2}),
+    "stablelm": ("stablelm", "causal", {"head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 2}, STABLELM),
+    "stablelm 12B": (
+        "stablelm",
+        "causal",
+        {"head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 1},
+        {"qk_layernorm": True, "use_parallel_residual": True},
+    ),
+    "starcoder2": ("starcoder2", "causal", GROUPED, {"sliding_window": None}),
+    "ministral3": ("ministral3", "causal", GROUPED, {"rope_parameters": MINISTRAL3}),
+    "gpt-oss": (
+        "gpt_oss",
+        "causal",
+        GROUPED,
+        {"num_local_experts": 4, "rope_scaling": YARN | {"truncate": True}, "sliding_window": 5},
+    ),
+    "deepseek": ("deepseek_v3", "causal", {"num_hidden_layers": 3}, DEEPSEEK),
+    "mamba2": ("mamba2", "causal", {}, {}),
+    "qwen3.5": ("qwen3_5_text", "causal", GROUPED | {"num_hidden_layers": 5, "head_dim": 16}, {}),
     "bert": ("bert", "embedding", {}, {}),
+    "nomic-bert": ("nomic_bert", "embedding", {}, {}),
     "roberta": ("roberta", "embedding", {}, {}),
     "distilbert": ("distilbert", "embedding", {}, {}),
     "modernbert": ("modernbert", "embedding", {}, {}),
     "t5": ("t5", "seq2seq", {}, {}),
     "mt5": ("mt5", "seq2seq", {}, {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
 }
+SCALES: dict[str, float] = {}
+"""llama.cpp normalizes very small keys of delta nets otherwise (max(length, eps), not root(length² + eps))."""
 ODD = {
     "narrow": ("llama", "causal", {"hidden_size": 40, "head_dim": 10}, {}),
     "window": ("mistral", "causal", {}, {"sliding_window": 5}),
@@ -79,7 +123,7 @@ def make(place, tokenizer, name):
     mapping = get_family(family)
     config = fresh_config(family, SIZES | sizes, head=head)
     config = mapping.from_hf(mapping.to_hf(config) | changes, head=head)
-    model_folder.save(random_model(config, scale=0.1), place)
+    model_folder.save(random_model(config, scale=SCALES.get(name, 0.1)), place)
     tokenizer.save(place)
     return place
 
