@@ -17,7 +17,7 @@ from quatrain.core.errors import InputError
 from quatrain.core.gguf_file import FORMATS, TensorToWrite, write_gguf
 from quatrain.export.exporter import Exporter, ExportSettings, Source, Written
 from quatrain.export.importance import importance
-from quatrain.export.llama import LlamaCpp, is_installed
+from quatrain.export.llama import LlamaCpp, LlamaCppEmbedding, LlamaCppSeq2seq, is_installed
 from quatrain.export.proof import OwnReader, Runtime
 from quatrain.loading.model import load_model
 from quatrain.models.gguf.architecture import Architecture, scaling_tensors
@@ -74,6 +74,7 @@ def tensors_of(source: Source) -> dict[str, Tensor]:
     }
     if source.model.config.tie_word_embeddings:
         ours.pop("lm_head.weight", None)
+        ours |= _architecture(source).scaled_head(source.model.config, ours["embed_tokens.weight"])
     found: dict[str, Tensor] = {}
     covered: set[str] = set()
     for operation in _architecture(source).weights(source.model.config):
@@ -110,6 +111,8 @@ def write_file(source: Source, path: Path, settings: ExportSettings) -> list[str
         notes += tokenizer.notes
     else:
         metadata |= {"tokenizer.ggml.model": "none"}
+    if config.architecture == "encoder":
+        metadata["tokenizer.ggml.token_type_count"] = max(1, config.type_vocab_size)
     tensors = tensors_of(source)
     chosen = {name: format_of(name, tuple(tensor.shape), form) for name, tensor in tensors.items()}
     notes += _fallbacks(tensors, chosen, form)
@@ -173,10 +176,15 @@ def write(source: Source, out: Path, settings: ExportSettings) -> Written:
 
 
 def runtimes(source: Source, path: Path) -> Iterator[Runtime]:
-    """The file in our own reader, and in llama.cpp if it is installed and generates with such a model."""
+    """The file in our own reader, and in llama.cpp if it is installed and computes the head."""
     yield OwnReader(*load_model(path))
-    if source.model.config.head == "causal" and is_installed():
-        yield LlamaCpp(path, min(source.model.config.context_length, 512))
+    config = source.model.config
+    if config.head in IN_LLAMA_CPP and is_installed() and (config.head != "embedding" or config.normalize_embedding):
+        yield IN_LLAMA_CPP[config.head](path, min(config.context_length, 512))
+
+
+IN_LLAMA_CPP = {"causal": LlamaCpp, "embedding": LlamaCppEmbedding, "seq2seq": LlamaCppSeq2seq}
+"""The heads that llama.cpp computes through its Python library."""
 
 
 EXPORTER = Exporter(

@@ -40,7 +40,9 @@ class LlamaCpp:
     name = "llama.cpp"
     slack = 0.005  # Its GELU is a table in half precision.
 
-    def __init__(self, path: Path, context: int, *, embedding: bool = False, lora: Path | None = None):
+    embeds = False
+
+    def __init__(self, path: Path, context: int, *, lora: Path | None = None):
         """`lora` is the GGUF file of an adapter over the model."""
         import llama_cpp
 
@@ -50,7 +52,9 @@ class LlamaCpp:
         kind = llama_cpp.GGML_TYPE_F32
         try:
             with _quiet():
-                self._model: Any = llama_cpp.Llama(str(path), embedding=embedding, type_k=kind, type_v=kind, **options)
+                self._model: Any = llama_cpp.Llama(
+                    str(path), embedding=self.embeds, type_k=kind, type_v=kind, **options
+                )
         except (ValueError, AssertionError) as error:
             raise QuatrainError(f"llama.cpp cannot load {path}: {error}") from error
 
@@ -85,8 +89,63 @@ class LlamaCpp:
             number for number in range(self._model.n_vocab()) if self._library.llama_vocab_is_eog(vocabulary, number)
         )
 
+    def _decode(self, ids: Sequence[int], place: int) -> Tensor:
+        """Logits (T, V) of further tokens, from position `place` on."""
+        batch, context = self._model._batch, self._model._ctx.ctx
+        batch.set_batch(list(ids), place, True)
+        if code := self._library.llama_decode(context, batch.batch):
+            raise QuatrainError(f"llama.cpp cannot compute this model: llama_decode returns {code}.")
+        count = len(ids) * self._model.n_vocab()
+        flat = np.ctypeslib.as_array(self._library.llama_get_logits(context), shape=(count,))
+        return torch.from_numpy(flat.reshape(len(ids), -1).copy())
+
     def answer(self, messages: Sequence[dict[str, str]], count: int) -> str:
         """The greedy answer to a conversation, by the chat template of the file."""
         with _quiet():
             reply = self._model.create_chat_completion(list(messages), max_tokens=count, temperature=0.0)
         return str(reply["choices"][0]["message"]["content"])
+
+
+class LlamaCppEmbedding(LlamaCpp):
+    """A GGUF file of an encoder of texts in llama.cpp."""
+
+    embeds = True
+
+    def outputs(self, ids: Sequence[int]) -> Tensor | None:
+        """The vector of a text, of length 1."""
+        batch, context = self._model._batch, self._model._ctx.ctx
+        with _quiet():
+            batch.set_batch(list(ids), 0, True)
+            if code := self._library.llama_decode(context, batch.batch):
+                raise QuatrainError(f"llama.cpp cannot compute this model: llama_decode returns {code}.")
+        vector = self._library.llama_get_embeddings_seq(context, 0)
+        return torch.nn.functional.normalize(torch.tensor(vector[: self._model.n_embd()]), dim=0)
+
+
+class LlamaCppSeq2seq(LlamaCpp):
+    """A GGUF file of an encoder-decoder in llama.cpp."""
+
+    def _encode(self, ids: Sequence[int]) -> int:
+        """Reads the encoder's text; returns the token with which the decoder starts."""
+        batch, context = self._model._batch, self._model._ctx.ctx
+        self._model._ctx.kv_cache_clear()
+        batch.set_batch(list(ids), 0, True)
+        if code := self._library.llama_encode(context, batch.batch):
+            raise QuatrainError(f"llama.cpp cannot compute this model: llama_encode returns {code}.")
+        return max(0, int(self._library.llama_model_decoder_start_token(self._model.model)))
+
+    def outputs(self, ids: Sequence[int]) -> Tensor | None:
+        """Logits (T, V) of the decoder, which reads the first half of the text again."""
+        with _quiet():
+            start = self._encode(ids)
+            return self._decode([start, *ids[: len(ids) // 2]], 0)
+
+    def greedy(self, ids: Sequence[int], count: int) -> list[int] | None:
+        """The likeliest ids of the decoder."""
+        found: list[int] = []
+        with _quiet():
+            last = self._encode(ids)
+            for place in range(count):
+                last = int(self._decode([last], place)[-1].argmax())
+                found.append(last)
+        return found

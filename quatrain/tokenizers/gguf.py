@@ -25,6 +25,7 @@ from quatrain.core.wording import format_value
 from quatrain.tokenizers.samples import WORD_SAMPLES
 from quatrain.tokenizers.sentencepiece import around_texts, tokenizer_of_model
 from quatrain.tokenizers.templates import DEFAULT, END_OF_TURN_TOKENS
+from quatrain.tokenizers.training import FREE_SPACES
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """llama.cpp's types of tokens, which are SentencePiece's."""
@@ -189,24 +190,90 @@ def _write_byte_level(
     merges = [each if isinstance(each, str) else " ".join(each) for each in model["merges"]]
     written.metadata[f"{_PREFIX}merges"] = merges
     split = _split_of(description)
+    if (
+        split == (FREE_SPACES,)
+        and description["normalizer"] is None
+        and _write_free(description, tokens, types, written)
+    ):
+        return
     exact = [name for name, patterns in SPLITS.items() if patterns == split]
     keeps = bool(model.get("ignore_merges"))
     exact.sort(key=lambda name: (name in _KEEPS_WORDS) != keeps)
     if exact:
         written.metadata[f"{_PREFIX}pre"] = exact[0]
     else:
-        name, differing, example = closest_split(description)
+        name, wrong = closest_split(description)
         written.metadata[f"{_PREFIX}pre"] = name
         written.notes.append(
-            f"llama.cpp has no rule that splits words as this tokenizer does; written with {name}: "
-            + (f"{differing} of {len(WORD_SAMPLES)} sample texts differ, such as {example!r}" if differing else
-               f"all {len(WORD_SAMPLES)} sample texts have the same ids")
-        )  # fmt: skip
+            f"llama.cpp has no rule that splits words as this tokenizer does; written with {name}: {_counted(wrong)}"
+        )
     if description["normalizer"] is not None:
         written.notes.append(
             f"llama.cpp does not normalize ({_names(description['normalizer'])}): texts in another normal form than "
             "that of training have other ids there"
         )
+
+
+_WHOLE = "superbpe"
+"""The rule that splits digits alone, so that merges go over the spaces of a text."""
+
+
+def _write_free(description: Mapping[str, Any], tokens: list[str], types: list[int], written: GgufTokenizer) -> bool:
+    """Writes a tokenizer of `spaces = "free"`, whose rule llama.cpp does not have; False if another rule is closer.
+
+    Whether the space before a capital belongs to the word depends on the letters after it: " SELECT", but " " and
+    "Sam". Without words, merges give the same tokens but for this space. So no merge joins a space with a capital, and
+    the words in capitals with their space become tokens that llama.cpp finds in the text before it merges. A word in
+    capitals that is no token loses its space.
+    """
+    capitals = {
+        number: " " + token[1:]
+        for number, token in enumerate(tokens)
+        if types[number] == NORMAL and len(token) > 2 and token[0] == _BYTE_SPACE and _is_capitals(token[1:])
+    }
+    merges = [
+        merge
+        for merge in written.metadata[f"{_PREFIX}merges"]
+        if not (merge[0] == _BYTE_SPACE and merge.replace(" ", "", 1)[1].isupper())
+    ]
+    changed = json.loads(json.dumps(description))
+    changed["model"]["merges"] = [merge.split(" ", 1) for merge in merges]
+    changed["model"]["vocab"] = {
+        capitals.get(number, token): number for token, number in description["model"]["vocab"].items()
+    }
+    candidate = Backend.from_str(json.dumps(changed))
+    candidate.pre_tokenizer = _words(SPLITS[_WHOLE])
+    candidate.add_tokens([AddedToken(text, normalized=False) for text in capitals.values()])
+    wrong = _differing(Backend.from_str(json.dumps(description)), candidate)
+    if len(wrong) >= len(closest_split(description)[1]):
+        return False
+    for number, text in capitals.items():
+        tokens[number], types[number] = text, USER_DEFINED
+    written.metadata |= {f"{_PREFIX}merges": merges, f"{_PREFIX}pre": _WHOLE}
+    written.notes.append(
+        'llama.cpp has no rule for spaces = "free"; written without words, and with '
+        f"{len(capitals)} words in capitals as tokens of their own: {_counted(wrong)}"
+    )
+    return True
+
+
+_BYTE_SPACE = "Ġ"
+
+
+def _is_capitals(word: str) -> bool:
+    return word.isascii() and word.isalpha() and word.isupper()
+
+
+def _differing(original: Backend, candidate: Backend) -> list[str]:
+    """The sample texts whose ids differ."""
+    both = [each.encode_batch(WORD_SAMPLES, add_special_tokens=False) for each in (original, candidate)]
+    return [text for text, one, other in zip(WORD_SAMPLES, *both, strict=True) if one.ids != other.ids]
+
+
+def _counted(wrong: Sequence[str]) -> str:
+    if not wrong:
+        return f"all {len(WORD_SAMPLES)} sample texts have the same ids"
+    return f"{len(wrong)} of {len(WORD_SAMPLES)} sample texts differ, such as {min(wrong, key=len)!r}"
 
 
 def _names(step: Mapping[str, Any]) -> str:
@@ -233,22 +300,20 @@ def _split_of(description: Mapping[str, Any]) -> tuple[str, ...] | None:
     return tuple(patterns)
 
 
-def closest_split(description: Mapping[str, Any]) -> tuple[str, int, str]:
-    """The rule whose ids differ least from those of a byte-level tokenizer: (name, texts that differ, one of them)."""
+def closest_split(description: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The rule whose ids differ least from those of a byte-level tokenizer, and the sample texts that differ."""
     original = Backend.from_str(json.dumps(description))
-    expected = [each.ids for each in original.encode_batch(WORD_SAMPLES, add_special_tokens=False)]
-    best = ("", len(WORD_SAMPLES) + 1, "")
+    best: tuple[str, list[str]] | None = None
     for name, patterns in SPLITS.items():
         changed = json.loads(json.dumps(description))
         changed["normalizer"] = None
         changed["model"]["ignore_merges"] = name in _KEEPS_WORDS
         candidate = Backend.from_str(json.dumps(changed))
         candidate.pre_tokenizer = _words(patterns)
-        found = [each.ids for each in candidate.encode_batch(WORD_SAMPLES, add_special_tokens=False)]
-        wrong = [text for text, ids, other in zip(WORD_SAMPLES, expected, found, strict=True) if ids != other]
-        if len(wrong) < best[1]:
-            best = (name, len(wrong), min(wrong, key=len, default=""))
-    return best
+        wrong = _differing(original, candidate)
+        if best is None or len(wrong) < len(best[1]):
+            best = name, wrong
+    return best or ("gpt-2", list(WORD_SAMPLES))
 
 
 def _words(patterns: Sequence[str]) -> Any:
@@ -299,7 +364,7 @@ def _write_wordpiece(
     for number, token in enumerate(tokens):
         if types[number] in (NORMAL, UNKNOWN) and not (token.startswith("[") and token.endswith("]")):
             tokens[number] = token.removeprefix(inside) if token.startswith(inside) else _SPACE + token
-    written.metadata |= {f"{_PREFIX}token_type_count": 2, f"{_PREFIX}pre": "default"}
+    written.metadata[f"{_PREFIX}pre"] = "default"
     normalizer = description["normalizer"] or {}
     if not normalizer.get("lowercase"):
         written.notes.append("llama.cpp's WordPiece writes every text in lower case; this tokenizer keeps the case")

@@ -104,8 +104,6 @@ CASES = {
     "t5": ("t5", "seq2seq", {}, {}),
     "mt5": ("mt5", "seq2seq", {}, {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
 }
-SCALES: dict[str, float] = {}
-"""llama.cpp normalizes very small keys of delta nets otherwise (max(length, eps), not root(length² + eps))."""
 ODD = {
     "narrow": ("llama", "causal", {"hidden_size": 40, "head_dim": 10}, {}),
     "window": ("mistral", "causal", {}, {"sliding_window": 5}),
@@ -123,23 +121,29 @@ def make(place, tokenizer, name):
     mapping = get_family(family)
     config = fresh_config(family, SIZES | sizes, head=head)
     config = mapping.from_hf(mapping.to_hf(config) | changes, head=head)
-    model_folder.save(random_model(config, scale=SCALES.get(name, 0.1)), place)
+    model_folder.save(random_model(config, scale=0.1), place)
     tokenizer.save(place)
     return place
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_file_of_every_family_holds_the_same_model(name, tokenizer, tmp_path):
-    """Written in float32: our reader gives every tensor back bit for bit (norms of Gemma: rounded once)."""
+    """Written in float32: our reader gives every tensor back bit for bit, but for those that llama.cpp stores as 1 +
+    weight or as -exp(weight), which are rounded once, and for a head that holds the factor of the logits (T5).
+    """
     folder = make(tmp_path / "model", tokenizer, name)
     done = export(folder, "gguf", tmp_path / "out", ExportSettings(format="F32"))
     assert all(check.ok for check in done.checks) and {"logits", "outputs"} & {check.name for check in done.checks}
     before, after = load_model(folder)[0], load_model(done.out)[0]
     ours, theirs = before.state_dict(), after.state_dict()
     unused = {"embed_positions.weight": before.config.position_offset}  # rows that no token uses
+    if before.config.logit_scale != after.config.logit_scale:
+        assert before.config.tie_word_embeddings and not after.config.tie_word_embeddings
+        ours["lm_head.weight"] = ours["embed_tokens.weight"] * before.config.logit_scale
+    rounds = name.startswith(("gemma", "mamba2", "qwen3.5"))
     for key in theirs:
         one, other = (each[key][unused.get(key, 0) :] for each in (ours, theirs))
-        assert torch.allclose(one, other, rtol=0, atol=1e-6 if "gemma" in name else 0), key
+        assert torch.allclose(one, other, rtol=0, atol=1e-6 if rounds else 0), key
     assert before.config.family == after.config.family
 
 
@@ -342,13 +346,14 @@ def test_an_export_into_a_folder_that_is_not_empty_is_refused(tokenizer, tmp_pat
 
 
 @pytest.mark.skipif(not is_installed(), reason="llama-cpp-python is not installed (it builds for minutes)")
-@pytest.mark.parametrize("name", [name for name, (_, head, _, _) in CASES.items() if head == "causal"])
+@pytest.mark.parametrize("name", CASES)
 def test_llama_cpp_computes_the_same(name, tokenizer, tmp_path):
-    """Greedy ids equal ours in F16 for every family that both know."""
+    """Greedy ids equal ours in F16 for every family that both know; of encoders, the vector of a text."""
     folder = make(tmp_path / "model", tokenizer, name)
     done = export(folder, "gguf", tmp_path / "out", ExportSettings(format="F16"))
     found = {check.name: check for check in done.checks if check.runtime == "llama.cpp"}
-    assert found["greedy ids"].result == "16 of 16 equal" and found["logits"].ok and found["token ids"].ok
+    assert found["token ids"].ok and (found.get("logits") or found["outputs"]).ok
+    assert CASES[name][1] == "embedding" or found["greedy ids"].result == "16 of 16 equal"
     assert all(FORMATS[entry.format] for entry in GgufFile(done.files[0]).tensors.values())
 
 

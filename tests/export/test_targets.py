@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import random_model
+from tokenizers import Tokenizer as Backend
 
 from quatrain.adapters.apply import apply_adapter
 from quatrain.adapters.peft_files import save_adapter
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.cli import main
 from quatrain.core.errors import InputError
+from quatrain.core.gguf_file import write_gguf
 from quatrain.export import mlx, onnx
 from quatrain.export.exporter import ExportSettings, export, exporters
 from quatrain.export.go_template import TRIALS, turn_template
@@ -185,7 +187,6 @@ def test_ten_thousand_random_texts_have_the_same_ids(tmp_path):
     tokenizer = Tokenizer.train([TEXT], vocab_size=400)
     metadata = to_metadata(tokenizer, 400)
     assert metadata.metadata["tokenizer.ggml.pre"] == "smollm" and not metadata.notes
-    from quatrain.core.gguf_file import write_gguf
 
     with (tmp_path / "tokenizer.gguf").open("wb") as file:
         write_gguf(file, {"general.architecture": "llama", **metadata.metadata}, [])
@@ -199,7 +200,6 @@ def test_other_kinds_of_tokenizers_are_read_back(kind, tmp_path):
     tokenizer = Tokenizer.train(
         [TEXT.lower() * 3], kind=kind, vocab_size=400, split_digits=False, lowercase=kind == "wordpiece"
     )
-    from quatrain.core.gguf_file import write_gguf
 
     metadata = to_metadata(tokenizer, tokenizer.vocab_size)
     with (tmp_path / "tokenizer.gguf").open("wb") as file:
@@ -217,11 +217,29 @@ def test_tokenizers_that_llama_cpp_does_not_have_are_refused(kind):
 
 
 def test_a_rule_of_its_own_is_written_with_the_closest_and_said():
-    """The quickstart's tokenizer separates the space before a capital, which no rule of llama.cpp does."""
-    tokenizer = Tokenizer.train([TEXT], vocab_size=400, spaces="free")
-    name, differing, example = closest_split(json.loads(tokenizer.backend.to_str()))
-    assert name in SPLITS and 0 < differing < 200 and example
-    assert any("sample texts differ, such as" in note for note in to_metadata(tokenizer, 400).notes)
+    """A tokenizer with an unknown step, here digits that stay together after a split by punctuation."""
+    tokenizer = Tokenizer.train([TEXT], vocab_size=400)
+    description = json.loads(tokenizer.backend.to_str())
+    description["pre_tokenizer"]["pretokenizers"][0] = {"type": "Split", "pattern": {"Regex": "[aeiou]"},
+                                                        "behavior": "Isolated", "invert": False}  # fmt: skip
+    odd = Tokenizer(Backend.from_str(json.dumps(description)), {})
+    name, differing = closest_split(description)
+    assert name in SPLITS and 0 < len(differing) < 520
+    assert any(f"{len(differing)} of 520 sample texts differ, such as" in note for note in to_metadata(odd, 400).notes)
+
+
+def test_free_spaces_are_written_so_that_names_and_keywords_have_the_same_ids(tmp_path):
+    """The quickstart's tokenizer: " SELECT" is one token, " Sam" two; no rule of llama.cpp does that."""
+    texts = ["SELECT name FROM people WHERE city = 'Sam' AND age > 30 ", "who is Sam? when did Bob visit Seoul "] * 20
+    tokenizer = Tokenizer.train(texts, vocab_size=340, spaces="free")
+    assert "ĠSELECT" not in tokenizer.backend.get_vocab() and {"ĠFROM", "ĠWHERE"} <= set(tokenizer.backend.get_vocab())
+    written = to_metadata(tokenizer, 340)
+    assert any("written without words" in note for note in written.notes)
+    with (tmp_path / "tokenizer.gguf").open("wb") as file:
+        write_gguf(file, {"general.architecture": "llama", **written.metadata}, [])
+    read = Tokenizer.load(tmp_path / "tokenizer.gguf")
+    for text in (*texts[:2], "list Samuel, Fred and Wendy FROM Fargo WHERE  x\n AND(SELECT 12 FROM a)"):
+        assert read.encode(text) == tokenizer.encode(text) and read.decode(read.encode(text)) == text
 
 
 def test_the_verb_prints_the_proof_and_refuses(tokenizer, tmp_path, capsys):

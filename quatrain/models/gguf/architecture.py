@@ -99,12 +99,20 @@ class Architecture:
     family_of: Callable[[Metadata], str] | None = None
     yarn_multiplier: float = 0.0
     """What llama.cpp's `yarn_log_multiplier` is for an `mscale_all_dim` of 1; 0: the architecture has no such key."""
+    scales_head: bool = False
+    """Whether the factor of the logits must be in the head, because llama.cpp has none."""
     classifies_by: tuple[str, ...] = ()
     """Beginnings of names of ours that belong to a classifier; files of other heads leave them out."""
 
     def dropped(self, config: ModelConfig) -> tuple[str, ...]:
         """Beginnings of names of tensors that a file leaves out, because the head does not use them."""
         return () if config.head == "sequence_classification" else self.classifies_by
+
+    def scaled_head(self, config: ModelConfig, embedding: Tensor) -> dict[str, Tensor]:
+        """A head for a tied model whose logits llama.cpp would not scale (T5): the embedding with the factor."""
+        return (
+            {"lm_head.weight": embedding * config.logit_scale} if self.scales_head and config.logit_scale != 1 else {}
+        )
 
     def weights(self, config: ModelConfig) -> list[Operation]:
         """The operations from the tensors of a file to ours, one for each layer."""

@@ -188,7 +188,7 @@ ENCODERS = (
     ),
     Architecture(
         "t5", ("t5", "mt5"), _t5, activations=("relu", *GELU), heads=("seq2seq",), limits=_t5_limits, write=_write_t5,
-        read=_read_t5, rotary=False,
+        read=_read_t5, scales_head=True, rotary=False,
     ),
 )  # fmt: skip
 """The encoders, and T5."""

@@ -48,7 +48,7 @@ def _mixture(config: ModelConfig) -> list[Operation]:
 
 def _pairwise(config: ModelConfig) -> list[Operation]:
     """Llama, Mixtral and Granite: rotary embeddings of neighbouring channels; with experts or without."""
-    return [*pairwise_decoder(config), *named({}, ROUTER), *EXPERTS]
+    return [*pairwise_decoder(config), *(named({}, ROUTER) + EXPERTS if config.experts is not None else [])]
 
 
 def _gpt_oss(config: ModelConfig) -> list[Operation]:
