@@ -132,9 +132,21 @@ def _q5_1(blocks: Floats, weights: Floats | None) -> Bytes:
     )
 
 
+MXFP4_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
+
+
+def _mxfp4(blocks: Floats, weights: Floats | None) -> Bytes:
+    """4-bit floats that share a power of two, by which the largest lies in [4, 8); weights stored so are kept."""
+    largest = np.abs(blocks).max(axis=1)
+    exponents = np.where(largest > 0, np.frexp(largest)[1] - 3 + 127, 0).clip(0, 255).astype(np.uint8)
+    scaled = np.ldexp(blocks, 127 - exponents[:, None].astype(np.int32))
+    codes = np.abs(scaled[:, :, None] - MXFP4_VALUES).argmin(axis=2).astype(np.uint8)
+    return np.concatenate([exponents[:, None], codes[:, :16] | codes[:, 16:] << 4], axis=1)
+
+
 ENCODERS: dict[str, Encoder] = {
     "F32": _f32, "F16": _f16, "BF16": _bf16, "Q8_0": _q8_0, "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0,
-    "Q5_1": _q5_1, **K_ENCODERS,
+    "Q5_1": _q5_1, "MXFP4": _mxfp4, **K_ENCODERS,
 }  # fmt: skip
 """The encoders by the name of their format."""
 

@@ -60,6 +60,7 @@ FORMATS: dict[str, BlockFormat] = {
     "I64": BlockFormat(27, 1, 8),
     "F64": BlockFormat(28, 1, 8),
     "BF16": BlockFormat(30, 1, 2),
+    "MXFP4": BlockFormat(39, 32, 17),
 }
 """The formats by name."""
 

@@ -26,14 +26,14 @@ from quatrain.tokenizers.gguf import to_metadata
 
 TYPES = {
     "F16": 1, "F32": 0, "BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q5_K": 16, "Q5_1": 9, "Q5_0": 8, "Q4_K": 14, "Q4_1": 3,
-    "Q4_0": 2, "Q3_K": 11, "Q2_K": 10,
+    "Q4_0": 2, "Q3_K": 11, "Q2_K": 10, "MXFP4": 38,
 }  # fmt: skip
 """The formats of weights, and llama.cpp's `general.file_type`."""
-FALLBACK = {"Q6_K": "Q8_0", "Q5_K": "Q5_1", "Q4_K": "Q5_0", "Q3_K": "Q4_0", "Q2_K": "Q4_0"}
+FALLBACK = {"MXFP4": "Q8_0", "Q6_K": "Q8_0", "Q5_K": "Q5_1", "Q4_K": "Q5_0", "Q3_K": "Q4_0", "Q2_K": "Q4_0"}
 """What a K format becomes where 256 does not divide a row, as in llama.cpp; where 32 does not either, F16."""
 TOLERANCES = {
     "F32": 1e-5, "F16": 0.02, "BF16": 0.05, "Q8_0": 0.1, "Q6_K": 0.15, "Q5_K": 0.3, "Q5_1": 0.3, "Q5_0": 0.3,
-    "Q4_K": 0.5, "Q4_1": 0.5, "Q4_0": 0.5, "Q3_K": 0.8, "Q2_K": 1.0,
+    "Q4_K": 0.5, "Q4_1": 0.5, "Q4_0": 0.5, "Q3_K": 0.8, "Q2_K": 1.0, "MXFP4": 0.5,
 }  # fmt: skip
 """The largest allowed change of a logit, as a share of the largest: several times what these formats usually change."""
 KEPT = (
@@ -53,6 +53,8 @@ def problems(source: Source, settings: ExportSettings) -> Iterator[str]:
         yield from _architecture(source).problems(source.model.config)
     except InputError as error:
         yield str(error)
+    if settings.format == "MXFP4" and source.model.config.experts is None:
+        yield "--format MXFP4: is for the experts of a mixture, and this model has none; choose Q4_K or Q4_0"
 
 
 def format_of(name: str, shape: tuple[int, ...], wanted: str) -> str:
@@ -61,6 +63,8 @@ def format_of(name: str, shape: tuple[int, ...], wanted: str) -> str:
         return "F32"
     if wanted in FALLBACK and name in ("output.weight", "token_embd.weight"):
         wanted = "Q6_K"  # The head and the embedding suffer most; llama.cpp gives them 6 bits too.
+    if wanted == "MXFP4" and "_exps" not in name:
+        wanted = "Q8_0"  # As in llama.cpp: only experts have these four bits.
     while shape[-1] % FORMATS[wanted].weights:
         wanted = FALLBACK.get(wanted, "F16")
     return wanted

@@ -245,7 +245,7 @@ def _write_free(description: Mapping[str, Any], tokens: list[str], types: list[i
     candidate.pre_tokenizer = _words(SPLITS[_WHOLE])
     candidate.add_tokens([AddedToken(text, normalized=False) for text in capitals.values()])
     wrong = _differing(Backend.from_str(json.dumps(description)), candidate)
-    if len(wrong) >= len(closest_split(description)[1]):
+    if len(wrong) > len(closest_split(description)[1]):
         return False
     for number, text in capitals.items():
         tokens[number], types[number] = text, USER_DEFINED

@@ -203,8 +203,8 @@ def test_blocks_are_those_of_llama_cpp_with_and_without_importance(name):
 
 
 LIMITS = {"F16": 0.0003, "BF16": 0.002, "Q8_0": 0.0055, "Q4_0": 0.0899, "Q4_1": 0.0813, "Q5_0": 0.0447, "Q5_1": 0.04,
-          "Q4_K": 0.075, "Q5_K": 0.038, "Q6_K": 0.019, "Q3_K": 0.16, "Q2_K": 0.31}  # fmt: skip
-SIMPLE = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+          "Q4_K": 0.075, "Q5_K": 0.038, "Q6_K": 0.019, "Q3_K": 0.16, "Q2_K": 0.31, "MXFP4": 0.13}  # fmt: skip
+SIMPLE = ("F16", "BF16", "MXFP4", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 
 
 def weights(rows=64, width=512, seed=0):
@@ -242,6 +242,25 @@ def test_importance_lowers_the_weighted_error():
                 float((importance * (quants.dequantize(data, GGMLQuantizationType[name]) - values) ** 2).sum())
             )
         assert errors[1] < errors[0], name
+
+
+def test_experts_stored_in_mxfp4_are_kept(tokenizer, tmp_path):
+    """GPT-OSS's own weights: of a mixture the experts become MXFP4, the rest Q8_0; other models are refused."""
+    folder = make(tmp_path / "model", tokenizer, "gpt-oss")
+    model = load_model(folder)[0]
+    state = model.state_dict()
+    experts = [name for name in state if ".experts." in name and name.endswith("weight")]
+    with torch.no_grad():
+        for name in experts:
+            blocks = encode(state[name].numpy(), "MXFP4").reshape(len(state[name]), -1)
+            state[name].copy_(torch.from_numpy(quants.dequantize(blocks, GGMLQuantizationType.MXFP4)))
+    model_folder.save(model, folder)
+    done = export(folder, "gguf", tmp_path / "out", ExportSettings(format="MXFP4"))
+    after = load_model(done.out)[0].state_dict()
+    assert all(torch.equal(state[name], after[name]) for name in experts)
+    assert {entry.format for entry in GgufFile(done.files[0]).tensors.values()} == {"MXFP4", "Q8_0", "F32"}
+    with pytest.raises(InputError, match="is for the experts of a mixture"):
+        export(make(tmp_path / "plain", tokenizer, "llama"), "gguf", None, ExportSettings(format="MXFP4"))
 
 
 def test_rows_that_blocks_do_not_divide_are_refused_by_the_encoder():
