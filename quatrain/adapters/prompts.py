@@ -169,6 +169,11 @@ def check(model: Model, method: str) -> None:
         problems.append(f"method: prefix; {model.config.family} has an encoder: use prompt or p-tuning")
     if model.config.recurs and method == "prefix":
         problems.append(f"method: prefix; the recurrent layers of {model.config.family} have no keys: use prompt")
+    if method == "prefix" and (model.config.shared_kv_layers or model.config.full_head_dim):
+        problems.append(f"method: prefix; the layers of {model.config.family} differ in their keys: use lora")
+    if model.config.layer_embedding_size:
+        text = f"method: {method}; {model.config.family} embeds tokens for every layer, and a prompt has none: use lora"
+        problems.append(text)
     if model.soft_prompt is not None:
         problems.append("method: the model has a soft prompt already")
     if problems:

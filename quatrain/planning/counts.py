@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from quatrain.models.transformer import recurrence
-from quatrain.models.transformer.cache_forms import row_bytes
-from quatrain.models.transformer.config import RECURRENT_LAYERS, ModelConfig
+from quatrain.models.transformer.cache_forms import kv_bytes
+from quatrain.models.transformer.config import ATTENTION_LAYERS, RECURRENT_LAYERS, ModelConfig
 from quatrain.models.transformer.experts import MixtureOfExperts, Router
 from quatrain.models.transformer.positions import log_buckets
 
@@ -73,7 +73,9 @@ def _counted(config: ModelConfig, count: Callable[[Model], Count]) -> Count:
     total = start = of([0], least)
     shapes = [config.layer_shape(layer) for layer in range(config.num_hidden_layers)]
     for shape, number in Counter(shapes[1:]).items():
-        total = total + number * (of([0, shapes.index(shape, 1)], least) - start)
+        layer = shapes.index(shape, 1)
+        others = sorted({0, config.kv_source(layer)} - {layer})
+        total = total + number * (of([*others, layer], least) - of(others, least))
     if encoder_layers > 1:
         total = total + (encoder_layers - 1) * (of([0], 2) - start)
     return total
@@ -179,8 +181,11 @@ def flops_per_token(
     weights = 2 * matmul_parameters(config) + recurrent_flops(config, context) + distance_flops(config, context, texts)
     spans = _spans(config, context)
     spans = spans if windows else [context] * len(spans)
-    value_width = config.head_dim if config.latent is None else config.latent.value_dim
-    attention = 2 * config.num_attention_heads * (config.head_dim + value_width) * sum(spans)
+    layers = [layer for layer, kind in enumerate(config.layer_types) if kind in ATTENTION_LAYERS]
+    widths = [config.attention_sizes(layer)[1] for layer in layers]
+    value_widths = widths if config.latent is None else [config.latent.value_dim] * len(layers)
+    read = sum((key + value) * span for key, value, span in zip(widths, value_widths, spans, strict=True))
+    attention = 2 * config.num_attention_heads * read
     if config.architecture == "encoder-decoder":
         encoder = config.encoder
         width = encoder.num_attention_heads * encoder.head_dim
@@ -264,12 +269,11 @@ def kv_cache_bytes(
     least that the architecture needs. An encoder-decoder also caches the keys and values of an encoded text of
     `context` tokens. A recurrent layer has a state in float32 instead, of the same size for every context.
     """
-    window = windows * (config.sliding_window or context)
-    slots = sum(min(context, window) if kind == "sliding" else context for kind in config.attention_layers)
+    keys_and_values = kv_bytes(config, context, dtype, windows=windows)
     if config.architecture == "encoder-decoder":
-        slots += config.num_hidden_layers * context
-    heads, *widths = config.cache_shape
-    keys_and_values = slots * heads * sum(row_bytes(width, dtype) for width in widths)
+        keys_and_values += kv_bytes(
+            config.replace(sliding_window=None, layer_types=()), context, dtype, windows=windows
+        )
     return batch_size * (keys_and_values + recurrence.state_bytes(config))
 
 

@@ -14,7 +14,7 @@ import torch
 
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_bytes
-from quatrain.models.transformer.cache_forms import row_bytes
+from quatrain.models.transformer.cache_forms import kv_bytes
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.recurrence import state_bytes
 from quatrain.planning.machine import available_memory
@@ -78,7 +78,8 @@ def check_weights(config: ModelConfig, bits: int = 32, device: torch.device | st
 def least_parameters(config: ModelConfig) -> int:
     """Counts the elements of a model's embeddings and matrices, without biases and norms: a little less than all."""
     hidden, width = config.hidden_size, config.embedding_size or config.hidden_size
-    tables = config.vocab_size * width + (2 * width * hidden if width != hidden else 0)
+    tables = config.num_hidden_layers * config.layer_embedding_size * (config.layer_vocab_size or config.vocab_size)
+    tables += config.vocab_size * width + (2 * width * hidden if width != hidden else 0)
     if config.position in ("learned", "sinusoidal"):
         tables += config.max_position_embeddings * min(hidden, width)
     layers = _stack(config)
@@ -98,6 +99,8 @@ def _attention(config: ModelConfig) -> int:
         projected = latent.kv_rank * heads * (latent.nope_dim + latent.value_dim)
         return queries + stored + projected + heads * latent.value_dim * hidden
     query, kv = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
+    if config.shared_kv_layers or config.full_key_value_heads:  # The least of any layer.
+        kv = 0
     return config.hidden_size * 2 * (query + kv)
 
 
@@ -109,6 +112,7 @@ def _stack(config: ModelConfig) -> int:
         dense = sum(layer < layers for layer in set(experts.dense_layers))
         of_layer = experts.num_experts * experts.intermediate_size + experts.shared_intermediate_size
         widths = (layers - dense) * of_layer
+        dense = layers if experts.beside_dense else dense
     return layers * _attention(config) + matrices * config.hidden_size * (widths + dense * config.intermediate_size)
 
 
@@ -162,10 +166,7 @@ def check_generation(
     generated tokens; the cache is stored in `cache_dtype` (`cache_forms.row_bytes`).
     """
     width = virtual_tokens + prompt_tokens + new_tokens
-    windows = [config.sliding_window if kind == "sliding" else None for kind in config.attention_layers]
-    slots = sum(width if not window else min(width, 2 * window) for window in windows)
-    heads, *widths = config.cache_shape
-    cache = slots * heads * sum(row_bytes(width, cache_dtype) for width in widths) + state_bytes(config)
+    cache = kv_bytes(config, width, cache_dtype, windows=2) + state_bytes(config)
     biases = 0
     if config.position in ("relative", "alibi"):  # a distance and each head's bias for every pair of tokens
         biases = (width - new_tokens) ** 2 * (2 * 8 + 4 * config.num_attention_heads)

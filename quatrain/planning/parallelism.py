@@ -192,8 +192,7 @@ def layer_activation_bytes(config: ModelConfig, step: Step, tensor: int = 1, seq
     """
     tokens = step.micro_batch * step.context
     e, h, f = step.element, config.hidden_size, config.intermediate_size
-    queries = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
+    queries, keys = _attention_widths(config)
     spread = tensor if sequence_parallel else 1
     if step.checkpointing == "full":
         return tokens * e * h / spread
@@ -208,13 +207,17 @@ def layer_activation_bytes(config: ModelConfig, step: Step, tensor: int = 1, seq
     mixed = e * (2 * queries + 2 * keys)  # queries, keys, values, and the input of the output projection
     if config.query_key_norm != "none":
         mixed += e * (queries + keys)
+    if config.value_norm:
+        mixed += e * keys
+    if (second := config.layer_embedding_size) > 0:
+        outside += e * (2 * h + 5 * second)
     attending = len(config.attention_layers)
     inside = attending / config.num_hidden_layers * mixed + recurrent_activation_bytes(config, step)
     if config.feed_forward == "gated":
         gates = 3 if step.fused_gate else 4
         if (experts := config.experts) is not None:  # Each expert's tokens are copies, and its output is weighted.
             sparse = experts.experts_per_token * (gates * experts.intermediate_size + 2 * h)
-            sparse += gates * experts.shared_intermediate_size
+            sparse += gates * (experts.shared_intermediate_size + f * experts.beside_dense)
             dense = sum(layer < config.num_hidden_layers for layer in experts.dense_layers) / config.num_hidden_layers
             inside += e * (dense * gates * f + (1 - dense) * sparse)
         else:
@@ -229,6 +232,17 @@ def layer_activation_bytes(config: ModelConfig, step: Step, tensor: int = 1, seq
         inside += 2 * e * (config.num_attention_heads * distances + bool(distances) * queries)
         inside += 2 * e * distances * queries / tokens
     return tokens * (outside / spread + inside / tensor)
+
+
+def _attention_widths(config: ModelConfig) -> tuple[float, float]:
+    """Channels of the queries and of the keys of a layer, as means over the layers with attention."""
+    sizes = [config.attention_sizes(layer) for layer in range(config.num_hidden_layers)]
+    if config.num_hidden_layers and (config.full_head_dim or config.full_key_value_heads or config.shared_kv_layers):
+        own = [config.kv_source(layer) == layer for layer in range(config.num_hidden_layers)]
+        keys = sum(heads * width for (heads, width), has in zip(sizes, own, strict=True) if has)
+        queries = config.num_attention_heads * sum(width for _, width in sizes)
+        return queries / config.num_hidden_layers, keys / config.num_hidden_layers
+    return config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
 
 
 def recurrent_activation_bytes(config: ModelConfig, step: Step) -> float:

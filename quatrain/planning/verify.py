@@ -72,6 +72,13 @@ def twin(config: ModelConfig) -> ModelConfig:
                     "recurrent_groups": heads if config.recurrent_groups == config.recurrent_heads else 1}  # fmt: skip
     if config.sliding_window is not None:
         changes["sliding_window"] = CONTEXT // 4
+    changes |= {
+        "full_head_dim": 2 * width * bool(config.full_head_dim),
+        "layer_vocab_size": 0,
+        "full_key_value_heads": groups * bool(config.full_key_value_heads),
+        "layer_embedding_size": 16 * bool(config.layer_embedding_size),
+        "shared_kv_intermediate_size": 2 * changes["intermediate_size"] * bool(config.shared_kv_intermediate_size),
+    }
     if config.latent is not None:
         rotated = max(2, width // 4 * 2)
         changes |= {"num_key_value_heads": heads, "rotary_dim": rotated, "latent": replace(

@@ -21,7 +21,7 @@ def known_to_transformers(name: str) -> dict[str, Any]:
     config = CONFIG_MAPPING[name]()
     base = inspect.signature(PretrainedConfig.__init__).parameters
     keys = {key: parameter.default for key, parameter in base.items() if key not in ("self", "kwargs")}
-    keys |= {key: getattr(config, key, None) for key in inspect.signature(type(config)).parameters}
+    keys |= {key: vars(config).get(key) for key in inspect.signature(type(config)).parameters}
     keys |= {key: None for key in type(config).attribute_map}
     return keys | config.to_dict()
 

@@ -44,10 +44,12 @@ SEEN: set[str] = set()
 def is_small(config: ModelConfig) -> bool:
     """Whether a model has well under a million weights, counted roughly: thousands of configurations are asked."""
     width = config.hidden_size + config.embedding_size
-    attention = 4 * width * max(config.num_attention_heads, config.num_key_value_heads) * config.head_dim
+    heads = max(config.num_attention_heads, config.num_key_value_heads, config.full_key_value_heads)
+    attention = 4 * width * heads * max(config.head_dim, config.full_head_dim)
     layers = config.num_hidden_layers + config.num_encoder_layers
     rows = config.vocab_size + config.max_position_embeddings + config.position_offset + config.type_vocab_size
-    inner = max(config.intermediate_size, config.encoder_intermediate_size)
+    inner = max(config.intermediate_size, config.encoder_intermediate_size, config.shared_kv_intermediate_size)
+    rows += layers * config.layer_embedding_size * (1 + config.layer_vocab_size // width)
     return layers * (attention + 3 * width * inner) + rows * width + config.relative_buckets < 400_000
 
 

@@ -139,6 +139,30 @@ MISTRAL_SMALL_3 = {
         "sliding_window": None, "vocab_size": 131072},
     "vision_config": {"hidden_size": 1024, "model_type": "pixtral"},
 }  # fmt: skip
+
+
+def _gemma4(hidden, layers, width, heads, groups, period, **more):
+    kinds = (["sliding_attention"] * (period - 1) + ["full_attention"]) * (layers // period + 1)
+    text = COMMON | {
+        "attention_bias": False, "final_logit_softcapping": 30.0, "global_head_dim": 512, "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh", "hidden_size": hidden, "intermediate_size": width,
+        "layer_types": kinds[:layers], "max_position_embeddings": 131072, "model_type": "gemma4_text",
+        "num_attention_heads": heads, "num_hidden_layers": layers, "num_key_value_heads": groups, "rope_parameters": {
+            "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"},
+            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"}},
+        "sliding_window": 512, "tie_word_embeddings": True, "use_bidirectional_attention": None, "vocab_size": 262144,
+        "vocab_size_per_layer_input": 262144} | more  # fmt: skip
+    return {"architectures": ["Gemma4ForConditionalGeneration"], "image_token_id": 258880, "model_type": "gemma4",
+            "text_config": text, "vision_config": {"model_type": "gemma4_vision"}}  # fmt: skip
+
+
+GEMMA4_LARGE = {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "attention_k_eq_v": True,
+                "sliding_window": 1024, "use_bidirectional_attention": "vision"}  # fmt: skip
+GEMMA4_E2B = _gemma4(1536, 35, 6144, 8, 1, 5, hidden_size_per_layer_input=256, num_kv_shared_layers=20,
+                     use_double_wide_mlp=True)  # fmt: skip
+GEMMA4_26B = _gemma4(2816, 30, 2112, 16, 8, 6, num_global_key_value_heads=2, enable_moe_block=True, num_experts=128,
+                     top_k_experts=8, moe_intermediate_size=704, **GEMMA4_LARGE)  # fmt: skip
+GEMMA4_31B = _gemma4(5376, 60, 21504, 32, 16, 6, num_global_key_value_heads=4, **GEMMA4_LARGE)
 PHI4 = COMMON | {
     "architectures": ["Phi3ForCausalLM"], "attention_bias": False, "bos_token_id": 100257, "embd_pdrop": 0.0,
     "eos_token_id": 100265, "hidden_act": "silu", "hidden_size": 5120, "intermediate_size": 17920,
@@ -202,6 +226,9 @@ PUBLISHED = {
     "nanochat-d32": (NANOCHAT_D32, 1_879_048_192),
     "Ministral-3-3B, text": (MINISTRAL3_3B, 3_429_006_336),
     "Mistral-Small-3.1-24B, text": (MISTRAL_SMALL_3, 23_572_403_200),
+    "gemma-4-E2B, text": (GEMMA4_E2B, 4_628_569_344),
+    "gemma-4-26B-A4B, text": (GEMMA4_26B, 25_233_141_760),
+    "gemma-4-31B, text": (GEMMA4_31B, 30_697_345_280),
     "phi-4": (PHI4, 14_659_507_200),
     "albert-base-v2": (ALBERT_BASE, 11_221_680),
     "electra-small-discriminator": (ELECTRA_SMALL, 13_549_057),
@@ -232,6 +259,8 @@ def test_published_configurations_count_and_are_written(raw, count):
         (GPT_NEO_125M, {"attention_types": [[["global", "banded"], 6]]}, "attention_types"),
         (GPT_NEO_125M, {"attention_layers": ["global"] * 12}, "attention_layers"),
         (GPT, {"n_ctx": 256}, "n_ctx"),
+        (GEMMA4_E2B, {"text_config": GEMMA4_E2B["text_config"] | {"use_bidirectional_attention": "all"}}, "'all'"),
+        (GEMMA4_E2B, {"text_config": GEMMA4_E2B["text_config"] | {"per_layer_config": {"1": {}}}}, "per_layer_config"),
         (ALBERT_BASE, {"inner_group_num": 2}, "inner_group_num"),
         (DEBERTA_V3, {"share_att_key": False}, "share_att_key"),
         (DEBERTA_V3, {"conv_kernel_size": 3}, "conv_kernel_size"),
@@ -244,6 +273,19 @@ def test_options_that_are_not_known_are_refused_by_name(base, change, named):
     with pytest.raises(InputError) as caught:
         family_of(base).from_hf(base | change)
     assert named in str(caught.value)
+
+
+def test_layers_that_share_keys_have_no_cache():
+    """Gemma 4 E2B: 15 of 35 layers store keys and values; 3 of them have full attention, with heads twice as wide."""
+    config = family_of(GEMMA4_E2B).from_hf(GEMMA4_E2B)
+    assert len(config.caching_layers) == 15 and {config.kv_source(layer) for layer in range(15, 35)} == {13, 14}
+    stored = 3 * 8192 * 2 * 512 + 12 * 1024 * 2 * 256  # a sliding layer stores two windows
+    assert counts.kv_cache_bytes(config, 8192, dtype="bfloat16") == 2 * stored
+    large = family_of(GEMMA4_26B).from_hf(GEMMA4_26B)
+    assert counts.active_parameters(large) == 3_822_530_560
+    assert config.with_layers([0, 4, 34]).shared_kv_layers == 1
+    with pytest.raises(InputError, match="no earlier layer has the type 'full'"):
+        config.with_layers([0, 34])
 
 
 def test_layers_keep_their_choices_when_some_are_taken():

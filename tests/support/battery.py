@@ -100,6 +100,8 @@ def theirs(case: Case) -> Any:
         for name, buffer in model.named_buffers():
             if name.endswith(("final_logits_bias", "e_score_correction_bias")):
                 buffer.normal_(0, 0.3)
+            elif name.endswith("layer_scalar"):
+                buffer.add_(torch.randn_like(buffer) * 0.2)
         named = dict(model.named_parameters(remove_duplicate=False))
         if case.counts_tokens and "CausalLM" in case.model:  # padding that is said would take no position there
             named["lm_head.bias"][config.pad_token_id] = -30.0

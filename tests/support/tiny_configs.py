@@ -50,9 +50,10 @@ EXPERTS: dict[str, dict[str, Any]] = {
                     "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 4, "q_lora_rank": 6,
                     "qk_rope_head_dim": 2, "qk_nope_head_dim": 4, "v_head_dim": 3},
 }  # fmt: skip
+TINY["gemma4_text"] = USUAL | {"global_head_dim": 8, "hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 32}
 GROUPED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi", "phi3", *EXPERTS)
 MORE_GROUPED = ("olmo2", "olmo3", "smollm3", "granite", "cohere2", "starcoder2", "stablelm", "glm4", "nanochat")
-MORE_GROUPED += ("ministral", "ministral3")
+MORE_GROUPED += ("ministral", "ministral3", "gemma4_text")
 """Families with grouped heads that native code does not decode."""
 
 
@@ -63,10 +64,10 @@ def tiny(name: str) -> dict[str, Any]:
     config |= EXPERTS.get(name, {})
     if name in (*GROUPED, *MORE_GROUPED):
         config |= {"num_key_value_heads": 1, "max_position_embeddings": 64}
-    if name.startswith("gemma"):
+    if name in ("gemma2", "gemma3_text"):
         config |= {"head_dim": 4, "query_pre_attn_scalar": 4}
     if name in ("gpt_neox", "stablelm"):
         config["num_attention_heads"] = 1
-    if name in ("qwen3", "glm4", "ministral3"):
+    if name in ("qwen3", "glm4", "ministral3", "gemma4_text"):
         config["head_dim"] = 4
     return config

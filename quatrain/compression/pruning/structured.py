@@ -157,6 +157,10 @@ def _structure_problems(model: Model, shares: Shares) -> list[str]:
         problems.append(f"{config.family}: an encoder-decoder; only encoders and decoders are made smaller")
     if config.experts is not None or config.latent is not None:
         problems.append(f"{config.family}: has experts or latent attention; only dense models are made smaller")
+    if config.shared_kv_layers or config.full_head_dim or config.layer_embedding_size:
+        problems.append(
+            f"{config.family}: its layers differ, share keys or have embeddings of their own; none is removed"
+        )
     if not all(isinstance(module, nn.Linear) for module in block_linears(model).values()):
         problems.append("the model is quantized or has adapters: prune it before quantizing it, and merge adapters")
     if (shares.heads or shares.units) and (config.recurs or config.feed_forward == "none"):

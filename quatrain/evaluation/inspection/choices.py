@@ -184,6 +184,13 @@ def _attention(config: ModelConfig) -> str:
         parts.append("the decoder's also over the encoder")
         if config.encoder_attention_heads and config.encoder_attention_heads != heads:
             parts.append(f"{config.encoder_attention_heads} heads in the encoder")
+    if config.full_head_dim or config.full_key_value_heads:
+        full, dim = config.full_key_value_heads or groups, config.full_head_dim or config.head_dim
+        parts.append(f"in full-attention layers heads of {dim}, keys and values in {full}")
+    if config.shared_kv_layers:
+        parts.append(f"the last {config.shared_kv_layers} layers use the keys and values of earlier ones")
+    if config.keys_as_values:
+        parts.append("keys are values in full-attention layers")
     biases = {
         "none": "no biases",
         "qkv": "biases on query, key and value",
@@ -198,6 +205,8 @@ def _attention(config: ModelConfig) -> str:
         parts.append("queries and keys normalised by head, with weights of their own")
     elif config.query_key_norm == "whole":
         parts.append("queries and keys normalised across heads")
+    if config.value_norm:
+        parts.append("values too")
     if config.attention_scale is not None:
         scale = config.attention_scale
         parts.append("scores not scaled" if scale == 1 else f"scores times {scale:.4g}")

@@ -49,10 +49,13 @@ SAME_NAMES = {name: name for name in ("gate_proj", "up_proj", "down_proj")}
 """Experts whose projections have our names in the files."""
 
 
-def stacked_weights(theirs: Mapping[str, tuple[str, ...]], block: str) -> list[Operation]:
+def stacked_weights(theirs: Mapping[str, tuple[str, ...]], block: str, own_block: str = "mlp") -> list[Operation]:
     """The weights of experts that the files store as one tensor; `theirs` maps its name to our projections in it."""
     return [
-        Stacked(f"layers.{{n}}.{block}.{name}", tuple(f"layers.{{n}}.mlp.experts.{{x}}.{own}.weight" for own in ours))
+        Stacked(
+            f"layers.{{n}}.{block}.{name}",
+            tuple(f"layers.{{n}}.{own_block}.experts.{{x}}.{own}.weight" for own in ours),
+        )
         for name, ours in theirs.items()
     ]
 

@@ -34,6 +34,7 @@ REASONS: Mapping[str, tuple[str, ...]] = {
     "layers that predict further tokens are kept and written back, and not used": (
         "num_mtp_layers", "num_nextn_predict_layers",
     ),
+    "how the tokens of a picture attend to each other; a text has none": ("use_bidirectional_attention",),
     "options of DeepSeek's own training, which transformers does not read": (
         "aux_loss_alpha", "ep_size", "initial_context_length", "seq_aux",
     ),

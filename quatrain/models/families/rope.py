@@ -43,12 +43,14 @@ SCALINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
     "longrope": (("short_factor", "long_factor"), ("factor", "original_max_position_embeddings", "attention_factor")),
+    "proportional": ((), ("partial_rotary_factor", "factor")),
     "llama3": (("factor", "low_freq_factor", "high_freq_factor"), ("original_max_position_embeddings",)),
 }
 """The required and the optional parameters of each kind of scaling."""
 
-OTHER_KEYS = frozenset({"rope_theta", "partial_rotary_factor", "finetuned"})
-"""Keys of `rope_scaling` that are not parameters of the scaling; `finetuned` (first YaRN models) has no effect."""
+OTHER_KEYS = frozenset({"rope_theta", "finetuned"})
+"""Keys of `rope_scaling` that are not parameters of the scaling; `finetuned` (first YaRN models) has no effect.
+`partial_rotary_factor` is one of the proportional scaling alone."""
 
 
 def read(
@@ -128,7 +130,10 @@ def scaling(
     `original` is the top-level `original_max_position_embeddings` of config.json, which overrides the object's. Raises
     InputError naming every parameter that is missing, unknown or invalid.
     """
-    rope = {key: value for key, value in rope.items() if key not in OTHER_KEYS and value is not None}
+    rope = {key: value for key, value in rope.items() if value is not None}
+    if rope.get("rope_type", rope.get("type")) != "proportional":
+        rope.pop("partial_rotary_factor", None)
+    rope = {key: value for key, value in rope.items() if key not in OTHER_KEYS}
     kind = rope.pop("rope_type", rope.pop("type", "default"))
     rope.pop("type", None)
     if not isinstance(kind, str):
@@ -247,6 +252,8 @@ def _expected(name: str, value: Any) -> str | None:
     if name == "original_max_position_embeddings":
         valid = isinstance(value, int) and not isinstance(value, bool) and 2 <= value <= MAX_SIZE
         return None if valid else f"a whole number from 2 to {MAX_SIZE:,}"
+    if name == "partial_rotary_factor":
+        return None if SHARE.accepts(value) else SHARE.description
     return None if _is_number(value) else POSITIVE.description
 
 

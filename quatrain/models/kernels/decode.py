@@ -118,6 +118,8 @@ def explain(model: Any) -> str | None:
         return f"weights are {model.embed_tokens.weight.dtype}"
     if config.experts is not None or config.attention_sinks or config.latent is not None:
         return f"a {config.family} model has parts that native code does not run: experts, sinks or latent attention"
+    if config.shared_kv_layers or config.full_head_dim or config.layer_embedding_size or config.value_norm:
+        return f"native code does not run the shared keys, second embeddings or widths of a {config.family} model"
     if (
         config.norm_position not in ("pre", "sandwich")
         or config.position == "relative"

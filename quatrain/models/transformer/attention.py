@@ -8,6 +8,7 @@ cover; a hand-written kernel for training on the CPU; and explicit attention, wh
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from quatrain.models.kernels import cpu, flex
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.context import AttentionMask, ForwardContext
-from quatrain.models.transformer.norms import make_query_key_norm
+from quatrain.models.transformer.norms import BareRMSNorm, make_query_key_norm
 from quatrain.models.transformer.positions import rotate, to_halves
 
 
@@ -31,9 +32,13 @@ class Attention(nn.Module):
         self.layer, self.cross = layer, cross
         self.kind = config.layer_types[layer]
         self.window = config.sliding_window if self.kind == "sliding" and not cross else None
-        self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim = config.head_dim
-        self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+        self.num_heads = config.num_attention_heads
+        self.num_kv_heads, self.head_dim = config.attention_sizes(layer)
+        self.source = layer if cross else config.kv_source(layer)
+        """The layer whose keys and values this one uses: itself, or an earlier one of its type."""
+        shares = range(config.num_hidden_layers - config.shared_kv_layers, config.num_hidden_layers)
+        self.lends = not cross and any(config.kv_source(later) == layer for later in shares)
+        self.scale = self.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         if config.position == "disentangled" and config.attention_scale is None:
             self.scale *= 3**-0.5  # Three terms: content to content, content to distance, distance to content.
         if config.attention_scale_by_layer == "inverse":
@@ -42,15 +47,22 @@ class Attention(nn.Module):
         query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         bias = config.attention_bias
         self.q_proj = nn.Linear(config.hidden_size, query_size, bias=bias in ("qkv", "all", "all_but_key"))
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias in ("qkv", "all"))
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias in ("qkv", "all", "all_but_key"))
+        self.k_proj: Any = None
+        self.v_proj: Any = None
+        if self.source == layer:
+            self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias in ("qkv", "all"))
+            if not (config.keys_as_values and self.kind == "full"):
+                self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias in ("qkv", "all", "all_but_key"))
         self.gate_proj = nn.Linear(config.hidden_size, query_size, bias=False) if config.attention_gate else None
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=bias in ("output", "all", "all_but_key"))
-        self.q_norm, self.k_norm = (make_query_key_norm(config, heads) for heads in (self.num_heads, self.num_kv_heads))
+        self.q_norm = make_query_key_norm(config, self.num_heads, self.head_dim)
+        has_keys = self.k_proj is not None
+        self.k_norm = make_query_key_norm(config, self.num_kv_heads, self.head_dim) if has_keys else None
+        self.v_norm = BareRMSNorm(config.norm_eps) if config.value_norm and has_keys else None
         self.sinks = nn.Parameter(torch.zeros(self.num_heads)) if config.attention_sinks and not cross else None
         self.norms_whole = config.query_key_norm == "whole"
         self.rotates = not cross and layer not in config.layers_without_positions
-        self.rotary_dim, self.rotary_layout = config.rotary_dim or config.head_dim, config.rotary_layout
+        self.rotary_dim, self.rotary_layout = config.rotary_dim or self.head_dim, config.rotary_layout
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         """x (B, T, hidden_size) to the same shape."""
@@ -58,29 +70,46 @@ class Attention(nn.Module):
         if self.cross:
             output, without_keys = self._cross_attention(query, context), context.masks["cross"].without_keys
             return self.o_proj(output if without_keys is None else output.masked_fill(without_keys[..., None], 0.0))
-        key = self._heads(self.k_proj(x), self.num_kv_heads, self.k_norm)
-        value = self._heads(self.v_proj(x), self.num_kv_heads)
+        key, value = context.lent[self.source] if self.k_proj is None else self._keys_values(x)
         query = query if context.query_scale is None else query * context.query_scale
         mask = context.masks[self.kind]
         rotary = context.rotary.get(self.kind) if self.rotates else None
         if rotary is not None:
-            query, key = self._in_halves(query), self._in_halves(key)
+            query, key = self._in_halves(query), self._in_halves(key) if self.k_proj is not None else key
         if context.distances is not None:
             mask = self._with_distances(mask, query, key, *context.distances)
-        if mask.use_cpu_kernel and context.prefix is None:
+        use_cpu_kernel = mask.use_cpu_kernel and context.prefix is None
+        if not use_cpu_kernel:
+            query = query.transpose(1, 2)
+            if rotary is not None:
+                query = rotate(query, *(table.unsqueeze(-3) for table in rotary))
+            if self.k_proj is not None:
+                key, value = self._stored(key.transpose(1, 2), value.transpose(1, 2), rotary, context)
+        if self.lends:
+            context.lent[self.layer] = key, value
+        if use_cpu_kernel:
             return self._project(self._cpu_kernel(query, key, value, mask, rotary), x)
-        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        recorded = None if context.trace is None else context.trace.attentions
+        return self._project(self._attend(query, key, value, mask, recorded), x)
+
+    def _keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, T, G, D) of x, normalized if the family does so."""
+        projected = self.k_proj(x)
+        value = self._heads(projected if self.v_proj is None else self.v_proj(x), self.num_kv_heads)
+        value = value if self.v_norm is None else self.v_norm(value)
+        return self._heads(projected, self.num_kv_heads, self.k_norm), value
+
+    def _stored(
+        self, key: Tensor, value: Tensor, rotary: tuple[Tensor, Tensor] | None, context: ForwardContext
+    ) -> tuple[Tensor, Tensor]:
+        """All keys, rotated, and values (B, G, S, D) to attend to: given, of a learned prefix and of the cache."""
         if rotary is not None:
-            cos, sin = (table.unsqueeze(-3) for table in rotary)
-            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+            key = rotate(key, *(table.unsqueeze(-3) for table in rotary))
         if context.prefix is not None:
             keys, values = context.prefix.layers[self.layer]
             keys = keys if rotary is None else self._in_halves(keys)
             key, value = context.prefix.insert(key, keys), context.prefix.insert(value, values)
-        if context.cache is not None:
-            key, value = context.cache.append(self.layer, key, value)
-        recorded = None if context.trace is None else context.trace.attentions
-        return self._project(self._attend(query, key, value, mask, recorded), x)
+        return (key, value) if context.cache is None else context.cache.append(self.layer, key, value)
 
     def _project(self, heads: Tensor, x: Tensor) -> Tensor:
         """The output projection of all heads (B, T, H D), which x gates if the family does so."""
@@ -120,9 +149,7 @@ class Attention(nn.Module):
         if context.cache is not None:
             stored = context.cache.cross_attention(self.layer)
         if stored is None:
-            encoded = context.encoded
-            key = self._heads(self.k_proj(encoded), self.num_kv_heads, self.k_norm)
-            value = self._heads(self.v_proj(encoded), self.num_kv_heads)
+            key, value = self._keys_values(cast(Tensor, context.encoded))
             if mask.use_cpu_kernel:
                 return self._cpu_kernel(query, key, value, mask, None)
             stored = key.transpose(1, 2), value.transpose(1, 2)

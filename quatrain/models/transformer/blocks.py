@@ -29,6 +29,7 @@ from quatrain.models.transformer.delta_net import GatedDeltaNet
 from quatrain.models.transformer.experts import make_feed_forward
 from quatrain.models.transformer.kv_cache import CacheRows
 from quatrain.models.transformer.latent_attention import LatentAttention
+from quatrain.models.transformer.layer_embedding import LayerEmbedding, LayerInput
 from quatrain.models.transformer.mamba import Mamba2
 from quatrain.models.transformer.mlstm import MLSTM
 from quatrain.models.transformer.norms import make_norm
@@ -83,6 +84,11 @@ class Block(nn.Module):
         self.mlp = make_feed_forward(config, layer) if has_feed_forward else None
         self.attention_output_layernorm = make_norm(config) if after else None
         self.feed_forward_output_layernorm = make_norm(config) if after and has_feed_forward else None
+        if self.mlp is not None and self.mlp.has_norms:
+            self.post_attention_layernorm = None
+        self.layer = layer
+        self.layer_input = LayerInput(config) if config.layer_embedding_size else None
+        self.register_buffer("layer_scalar", torch.ones(1) if config.layer_scale else None)
 
     def prepare_recomputation(self, x: Tensor, context: ForwardContext) -> None:
         """Computes the attention biases that all blocks share before the first block, which may be recomputed, runs."""
@@ -104,9 +110,10 @@ class Block(nn.Module):
         if self.mlp is None:
             return x
         mlp = self.mlp
-        return self._add(
-            x, lambda h: mlp(h, context), self.post_attention_layernorm, self.feed_forward_output_layernorm
-        )
+        x = self._add(x, lambda h: mlp(h, context), self.post_attention_layernorm, self.feed_forward_output_layernorm)
+        if self.layer_input is not None and context.layer_inputs is not None:
+            x = x + self.layer_input(x, context.layer_inputs[:, :, self.layer])
+        return x if self.layer_scalar is None else x * self.layer_scalar.to(x.dtype)
 
     def _add(
         self, x: Tensor, sublayer: Callable[[Tensor], Tensor], norm: nn.Module | None, after: nn.Module | None = None
@@ -129,6 +136,7 @@ class RunInputs(TypedDict, total=False):
 
     branches: Tensor | None
     routing: list[Routing] | None
+    token_ids: Tensor | None
 
 
 class Distances(nn.Module):
@@ -173,6 +181,7 @@ class Stack(nn.Module):
             nn.Embedding(config.relative_buckets, config.num_attention_heads) if config.position in biased else None
         )
         self.distances = Distances(config) if config.position == "disentangled" else None
+        self.layer_embedding = LayerEmbedding(config) if config.layer_embedding_size else None
         self.layers = nn.ModuleList(
             Block(config, config.blocks.index(block) if config.blocks else block) for block in range(config.num_blocks)
         )
@@ -236,6 +245,10 @@ class Stack(nn.Module):
         context.query_scale = query_scale(self.config, positions, past, x)
         if prefix is not None and self.config.blocks:
             raise InputError(f"The layers of a {self.config.family} model share weights: they have no prefix each.")
+        if self.layer_embedding is not None:
+            if (ids := more.get("token_ids")) is None or ids.shape != x.shape[:2]:
+                raise InputError(f"A {self.config.family} model embeds tokens for every layer: it needs their ids.")
+            context.layer_inputs = self.layer_embedding(ids, x)
         if self.distances is not None:
             context.distances = self.distances.at(length, x.device)
         for layer in self.passes():

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value
-from quatrain.models.transformer.config import CacheFormat
+from quatrain.models.transformer.config import CacheFormat, ModelConfig
 
 LARGEST_GROUP = 32
 """Channels of a head that share a scale and a minimum in int4."""
@@ -90,6 +90,19 @@ def row_bytes(head_dim: int, dtype: str) -> int:
     if dtype in get_args(CacheFormat):
         return cache_form(dtype, head_dim).row_bytes
     return int(head_dim * getattr(torch, dtype).itemsize)
+
+
+def kv_bytes(config: ModelConfig, context: int, dtype: str, *, windows: int) -> int:
+    """Bytes of the keys and values of one text of `context` tokens in all layers that store some.
+
+    A sliding layer stores `windows` times its window.
+    """
+    window, total = windows * (config.sliding_window or context), 0
+    for layer in config.caching_layers:
+        heads, *widths = config.cache_shape(layer)
+        slots = min(context, window) if config.layer_types[layer] == "sliding" else context
+        total += slots * heads * sum(row_bytes(width, dtype) for width in widths)
+    return total
 
 
 def _divisor(scale: Tensor) -> Tensor:

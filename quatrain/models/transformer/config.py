@@ -135,8 +135,9 @@ class RotaryScaling:
     """How the rotary frequencies are scaled to read texts longer than those of pre-training.
 
     kind: `linear` (Chen et al. 2023, arXiv 2306.15595), `dynamic` (NTK-aware), `yarn` (Peng et al. 2023, arXiv
-    2309.00071), `longrope` (Ding et al. 2024, arXiv 2402.13753), `llama3` (Llama 3.1). `values` holds the parameters
-    of this kind, named as in the `rope_scaling` of config.json.
+    2309.00071), `longrope` (Ding et al. 2024, arXiv 2402.13753), `llama3` (Llama 3.1), `proportional` (Gemma 4: only
+    the fastest pairs of channels turn, as fast as if all did). `values` holds the parameters of this kind, named as in
+    the `rope_scaling` of config.json.
     """
 
     kind: str
@@ -187,6 +188,10 @@ class ExpertsConfig:
     """Whether a sigmoid gate multiplies the shared expert's output (Qwen2-MoE)."""
     bias: bool = False
     """Whether the router and the experts have biases."""
+    beside_dense: bool = False
+    """Whether the plain feed-forward network stays, and the sum of both, each with norms of its own, is the output
+    (Gemma 4). The router then reads the normalized residual stream times a learned scale, and a learned factor of each
+    expert multiplies its weight."""
     clamp: float | None = None
     """Limit L of GPT-OSS's activation (min(g, L) sigmoid(1.702 min(g, L))) (clip(u, -L, L) + 1); None: the model's."""
     dense_layers: tuple[int, ...] = ()
@@ -293,6 +298,10 @@ class ModelConfig:
     max_position_embeddings: int
     head_dim: int = 0
     """Width of one head; 0 means hidden_size / num_attention_heads."""
+    full_head_dim: int = 0
+    """Width of one head in full-attention layers beside sliding ones; 0: head_dim."""
+    full_key_value_heads: int = 0
+    """Number of key/value heads in full-attention layers beside sliding ones; 0: num_key_value_heads."""
     architecture: str = "decoder"
     head: str = "causal"
 
@@ -330,6 +339,10 @@ class ModelConfig:
     embedding_scale: float = 1.0
     embedding_norm: bool = False
     padding_embedding: str = "learned"
+    layer_embedding_size: int = 0
+    """Width of a second embedding of each token, another one for every layer (Gemma 3n and 4); 0: there is none."""
+    layer_vocab_size: int = 0
+    """Rows of the table of these embeddings; 0: vocab_size."""
     type_vocab_size: int = 0
     """Number of token types (BERT's sentence A and B); 0: no token-type embedding."""
 
@@ -343,6 +356,8 @@ class ModelConfig:
     residual: str = "sequential"
     residual_scale: float = 1.0
     """Factor of the output of each sublayer before it is added to the residual stream (Granite)."""
+    layer_scale: bool = False
+    """Whether the output of each layer is multiplied by a number that is read from the files, not trained (Gemma 4)."""
 
     attention_bias: str = "none"
     attention_scale: float | None = None
@@ -351,6 +366,15 @@ class ModelConfig:
     attention_softcap: float | None = None
     """c in c * tanh(score / c)."""
     query_key_norm: str = "none"
+    value_norm: bool = False
+    """Whether the values of each head are divided by their root mean square."""
+    keys_as_values: bool = False
+    """Whether full-attention layers use the projected keys, before norm and rotation, as values."""
+    shared_kv_layers: int = 0
+    """How many of the last layers use the keys and values of the last layer of their type before them, and have none of
+    their own (Brandon et al. 2024, arXiv 2405.12981)."""
+    shared_kv_intermediate_size: int = 0
+    """Width of the feed-forward networks of these layers; 0: intermediate_size."""
     attention_sinks: bool = False
     """Whether each head has a learned logit that takes a part of its attention (Agarwal et al. 2025, GPT-OSS, arXiv
     2508.10925)."""
@@ -476,6 +500,12 @@ class ModelConfig:
             "max_text_length",
             "encoder_vocab_size",
             "projection_size",
+            "full_head_dim",
+            "full_key_value_heads",
+            "layer_embedding_size",
+            "layer_vocab_size",
+            "shared_kv_layers",
+            "shared_kv_intermediate_size",
         ):
             if getattr(self, name) != 0 and not is_size(getattr(self, name)):
                 wrong.append(name)
@@ -524,9 +554,12 @@ class ModelConfig:
             yield from self._recurrent_problems()
         if self.attends and heads % groups:
             yield f"num_key_value_heads: {groups}; must divide num_attention_heads ({heads})"
+        if self.attends and heads % (self.full_key_value_heads or groups):
+            yield f"full_key_value_heads: {self.full_key_value_heads}; must divide num_attention_heads ({heads})"
         if self.position == "rotary":
-            if self.head_dim % 2:
-                yield f"head_dim: {self.head_dim}; rotary positions need an even width of each head"
+            for name in ("head_dim", "full_head_dim"):
+                if getattr(self, name) % 2:
+                    yield f"{name}: {getattr(self, name)}; rotary positions need an even width of each head"
             if self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
                 yield f"rotary_dim: {self.rotary_dim}; must be even and at most head_dim ({self.head_dim})"
             for base, scaling in (
@@ -537,7 +570,7 @@ class ModelConfig:
                     yield f"rope_theta: {base}; must be above 1 with yarn scaling"
             for name in ("short_factor", "long_factor"):
                 factors = self.rope_scaling.get(name) if self.rope_scaling is not None else None
-                pairs = (self.rotary_dim or self.head_dim) // 2
+                pairs = (self.rotary_dim or self.full_head_dim or self.head_dim) // 2
                 if factors is not None and len(factors) != pairs:
                     yield f"{name}: {len(factors)} numbers; must be {pairs}, one for each rotated pair of channels"
         if self.query_growth and (self.position != "rotary" or self.rope_scaling is None):
@@ -616,6 +649,9 @@ class ModelConfig:
             yield f"residual: {self.residual!r}; an encoder-decoder needs 'sequential'"
         if self.latent is not None:
             yield from self._latent_problems(self.latent)
+        yield from self._sharing_problems()
+        if self.experts is not None and self.experts.beside_dense and self.norm_position != "sandwich":
+            yield f"norm_position: {self.norm_position!r}; experts beside a dense network need 'sandwich'"
         if self.experts is not None and self.feed_forward != "gated":
             yield f"feed_forward: {self.feed_forward!r}; a mixture of experts needs 'gated'"
         if self.position == "disentangled" and self.architecture != "encoder":
@@ -628,6 +664,24 @@ class ModelConfig:
             yield f"encoder_vocab_size: {self.encoder_vocab_size}; needs the architecture encoder-decoder"
         if both and self.embedding_size not in (0, self.hidden_size):
             yield f"embedding_size: {self.embedding_size}; an encoder-decoder needs hidden_size ({self.hidden_size})"
+
+    def _sharing_problems(self) -> Iterator[str]:
+        """Layers that use the keys and values of others, and sizes that differ between layers."""
+        own = self.num_hidden_layers - self.shared_kv_layers
+        if self.shared_kv_layers and own < 1:
+            yield f"shared_kv_layers: {self.shared_kv_layers}; must be below num_hidden_layers"
+        elif self.shared_kv_layers and (missing := sorted(set(self.layer_types[own:]) - set(self.layer_types[:own]))):
+            yield f"shared_kv_layers: {self.shared_kv_layers}; no earlier layer has the type {missing[0]!r}"
+        if self.layer_embedding_size and 0 < self.layer_vocab_size < self.vocab_size:
+            yield f"layer_vocab_size: {self.layer_vocab_size}; must be at least vocab_size ({self.vocab_size})"
+        special = self.shared_kv_layers or self.full_head_dim or self.full_key_value_heads or self.keys_as_values
+        special = special or self.layer_embedding_size
+        if special and (self.latent is not None or self.recurs or self.blocks or not self.attends):
+            yield "shared_kv_layers, full_head_dim or layer_embedding_size: need layers of attention, each of its own"
+        if special and self.architecture == "encoder-decoder":
+            yield "shared_kv_layers, full_head_dim or layer_embedding_size: cannot be those of an encoder-decoder"
+        if self.query_key_norm in ("each_head", "whole") and (self.full_head_dim or self.full_key_value_heads):
+            yield f"query_key_norm: {self.query_key_norm!r}; heads of two widths need 'head' or 'none'"
 
     def _latent_problems(self, latent: LatentConfig) -> Iterator[str]:
         width = latent.nope_dim + latent.rope_dim
@@ -673,6 +727,8 @@ class ModelConfig:
 
     def with_layers(self, kept: Sequence[int], **changes: Any) -> ModelConfig:
         """A copy with these layers alone, in this order, each with the choices that it has here."""
+        own = self.num_hidden_layers - self.shared_kv_layers
+        changes.setdefault("shared_kv_layers", sum(layer >= own for layer in kept))
         if self.experts is not None:
             dense = tuple(number for number, layer in enumerate(kept) if layer in self.experts.dense_layers)
             changes.setdefault("experts", dataclasses.replace(self.experts, dense_layers=dense))
@@ -691,17 +747,42 @@ class ModelConfig:
         """What distinguishes a layer's weights from those of others: layers with equal shapes have equal weights."""
         kind = self.layer_types[layer]
         sparse = self.experts is not None and layer not in self.experts.dense_layers
-        return ("full" if kind == "sliding" else kind, sparse)
+        differs = self.full_head_dim or self.full_key_value_heads or self.keys_as_values
+        kind = "full" if kind == "sliding" and not differs else kind
+        return kind, sparse, self.kv_source(layer) != layer
 
-    @property
-    def cache_shape(self) -> tuple[int, int, int]:
-        """Heads of the KV cache, and the widths of what it stores in place of keys and values for each.
+    def attention_sizes(self, layer: int) -> tuple[int, int]:
+        """The number of key/value heads of an attention layer, and the width of one head."""
+        if self.layer_types[layer] != "full":
+            return self.num_key_value_heads, self.head_dim
+        return self.full_key_value_heads or self.num_key_value_heads, self.full_head_dim or self.head_dim
+
+    def kv_source(self, layer: int) -> int:
+        """The layer whose keys and values a layer uses: its own number, unless it shares those of an earlier one."""
+        own = self.num_hidden_layers - self.shared_kv_layers
+        if layer < own:
+            return layer
+        kind = self.layer_types[layer]
+        return max(earlier for earlier in range(own) if self.layer_types[earlier] == kind)
+
+    def cache_shape(self, layer: int) -> tuple[int, int, int]:
+        """Heads of the KV cache of a layer, and the widths of what it stores in place of keys and values for each.
 
         With latent attention these are the one vector of a token and its rotated key.
         """
         if self.latent is not None:
             return 1, self.latent.kv_rank, self.latent.rope_dim
-        return self.num_key_value_heads, self.head_dim, self.head_dim
+        heads, width = self.attention_sizes(layer)
+        return heads, width, width
+
+    @property
+    def caching_layers(self) -> list[int]:
+        """The layers that store keys and values: those with attention that do not use another layer's."""
+        return [
+            layer
+            for layer, kind in enumerate(self.layer_types)
+            if kind in ATTENTION_LAYERS and self.kv_source(layer) == layer
+        ]
 
     @property
     def num_labels(self) -> int:

@@ -124,7 +124,9 @@ class ForwardContext:
     values. prefix: keys and values of a soft prompt. recurrence: what recurrent layers read. text (B, T): False at
     padding, None where there is none. routing: the list to which each mixture of experts adds its decisions, None to
     record none. query_scale (B or 1, T, 1, 1): factor of the queries by position. distances: embedded distances (N,
-    hidden_size) and the row of each query and key (T, S), of disentangled attention.
+    hidden_size) and the row of each query and key (T, S), of disentangled attention. lent: keys and values of layers
+    that later ones use too, by the number of the layer. layer_inputs (B, T, L, C): what each layer's own embedding of
+    the tokens adds to it.
     """
 
     masks: dict[str, AttentionMask]
@@ -138,6 +140,8 @@ class ForwardContext:
     routing: list[Routing] | None = None
     query_scale: Tensor | None = None
     distances: tuple[Tensor, Tensor] | None = None
+    lent: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    layer_inputs: Tensor | None = None
 
 
 def self_attention_mask(

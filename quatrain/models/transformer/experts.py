@@ -20,6 +20,7 @@ from quatrain.models.kernels.grouped import are_plain, grouped_linear
 from quatrain.models.transformer.config import ExpertsConfig, ModelConfig
 from quatrain.models.transformer.context import ForwardContext, Routing
 from quatrain.models.transformer.feed_forward import FeedForward
+from quatrain.models.transformer.norms import BareRMSNorm, make_norm
 from quatrain.planning.limits import is_estimating
 
 
@@ -28,7 +29,7 @@ class Router(nn.Module):
 
     fixed_dtype = ("e_score_correction_bias",)
 
-    def __init__(self, hidden_size: int, config: ExpertsConfig):
+    def __init__(self, hidden_size: int, config: ExpertsConfig, eps: float = 1e-6):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.num_experts, hidden_size))
@@ -36,16 +37,26 @@ class Router(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.num_experts)) if config.bias else None
         balancing = torch.zeros(config.num_experts) if config.router == "sigmoid" else None
         self.register_buffer("e_score_correction_bias", balancing)
+        self.scale: nn.Parameter | None = None
+        self.expert_scale: nn.Parameter | None = None
+        if config.beside_dense:
+            self.scale = nn.Parameter(torch.ones(hidden_size))
+            self.expert_scale = nn.Parameter(torch.ones(config.num_experts))
+        self.norm = BareRMSNorm(eps) if config.beside_dense else None
         self.register_buffer("load", None if balancing is None else torch.zeros_like(balancing), persistent=False)
 
     def forward(self, x: Tensor, text: Tensor | None = None) -> Routing:
         """Routes tokens (N, hidden_size); `text` (N) is False at padding, which no expert computes."""
+        if self.norm is not None and self.scale is not None:
+            x = self.norm(x) * self.scale * x.shape[-1] ** -0.5
         if self.config.router == "sigmoid":
             logits = F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
             weights, experts = self._sigmoid(logits)
         else:
             logits = F.linear(x, self.weight, self.bias)
             weights, experts = self._softmax(logits)
+        if self.expert_scale is not None:
+            weights = weights * self.expert_scale[experts]
         if text is not None:
             experts = experts.masked_fill(~text[:, None], self.config.num_experts)
         if self.training and self.config.capacity_factor is not None:
@@ -164,19 +175,24 @@ class Experts(nn.ModuleList):
 class MixtureOfExperts(nn.Module):
     """Router, experts and shared expert in place of a feed-forward network: (B, T, hidden_size) to the same."""
 
+    has_norms = False
+
     def __init__(self, config: ModelConfig, mixture: ExpertsConfig):
         super().__init__()
-        self.gate = Router(config.hidden_size, mixture)
+        self.gate = Router(config.hidden_size, mixture, config.norm_eps)
         self.experts = Experts(config, mixture)
         shared = mixture.shared_intermediate_size
         self.shared_expert = FeedForward(config, shared) if shared else None
         self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False) if mixture.shared_gate else None
 
-    def forward(self, x: Tensor, context: ForwardContext | None = None) -> Tensor:
-        """x (B, T, hidden_size) to the same shape; records the routing where the context asks for it."""
+    def forward(self, x: Tensor, context: ForwardContext | None = None, *, routed: Tensor | None = None) -> Tensor:
+        """x (B, T, hidden_size) to the same shape; records the routing where the context asks for it.
+
+        The router reads `routed`, if it is given, in place of x.
+        """
         flat = x.reshape(-1, x.shape[-1])
         text = None if context is None or context.text is None else context.text.reshape(-1)
-        routing = self.gate(flat, text)
+        routing = self.gate(flat if routed is None else routed.reshape(flat.shape), text)
         if context is not None and context.routing is not None:
             context.routing.append(routing)
         output = self.experts(flat, routing.experts, routing.weights)
@@ -188,10 +204,34 @@ class MixtureOfExperts(nn.Module):
         return output.view(x.shape)
 
 
-def make_feed_forward(config: ModelConfig, layer: int) -> FeedForward | MixtureOfExperts:
+class DenseAndExperts(nn.Module):
+    """A plain feed-forward network and a mixture of experts side by side: (B, T, hidden_size) to the same.
+
+    Each has a norm before and after it; the router reads the residual stream itself (Gemma 4).
+    """
+
+    has_norms = True
+
+    def __init__(self, config: ModelConfig, mixture: ExpertsConfig, width: int | None = None):
+        super().__init__()
+        self.dense, self.mixture = FeedForward(config, width), MixtureOfExperts(config, mixture)
+        self.dense_layernorm, self.dense_output_layernorm = make_norm(config), make_norm(config)
+        self.mixture_layernorm, self.mixture_output_layernorm = make_norm(config), make_norm(config)
+
+    def forward(self, x: Tensor, context: ForwardContext | None = None) -> Tensor:
+        """The sum of both networks' outputs for the residual stream x (B, T, hidden_size)."""
+        dense: Tensor = self.dense_output_layernorm(self.dense(self.dense_layernorm(x)))
+        chosen: Tensor = self.mixture(self.mixture_layernorm(x), context, routed=x)
+        return dense + self.mixture_output_layernorm(chosen)
+
+
+def make_feed_forward(config: ModelConfig, layer: int) -> FeedForward | MixtureOfExperts | DenseAndExperts:
     """The feed-forward network of a layer: a mixture of experts where the configuration has one."""
+    width = config.shared_kv_intermediate_size if config.kv_source(layer) != layer else 0
     if config.experts is None or layer in config.experts.dense_layers:
-        return FeedForward(config)
+        return FeedForward(config, width or None)
+    if config.experts.beside_dense:
+        return DenseAndExperts(config, config.experts, width or None)
     return MixtureOfExperts(config, config.experts)
 
 

@@ -33,6 +33,9 @@ class FeedForward(nn.Module):
     `width`, `bias` and `clamp` are those of an expert; by default the model's.
     """
 
+    has_norms = False
+    """Whether the network norms the residual stream itself."""
+
     def __init__(
         self, config: ModelConfig, width: int | None = None, *, bias: bool | None = None, clamp: float | None = None
     ):

@@ -62,7 +62,7 @@ def _own_value(module: nn.Module, leaf: str, generator: torch.Generator) -> Tens
 
 def _deviation(name: str, config: ModelConfig) -> float | None:
     """The standard deviation of an embedding table or label layer; None for a projection."""
-    if name in ("embed_tokens.weight", "embed_source_tokens.weight"):
+    if name in ("embed_tokens.weight", "embed_source_tokens.weight", "layer_embedding.table.weight"):
         return 0.05 if config.tie_word_embeddings else 0.5
     tables = ("embed_positions.weight", "embed_token_types.weight", "relative_bias.weight", "score.weight",
               "class_token", "distillation_token", "position_table", "distances.embedding.weight")  # fmt: skip

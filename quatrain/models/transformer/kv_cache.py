@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quatrain.core.errors import InputError
-from quatrain.models.transformer.cache_forms import cache_form
+from quatrain.models.transformer.cache_forms import CacheForm, cache_form
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.positions import original_length, positions_in_segments
 from quatrain.models.transformer.recurrence import RecurrentStates, check_kept
@@ -23,8 +23,9 @@ from quatrain.models.transformer.recurrence import RecurrentStates, check_kept
 class KVCache:
     """Keys and values of every layer, each (slots, num_key_value_heads, capacity, head_dim).
 
-    With latent attention, `keys` hold each token's vector (slots, 1, capacity, kv_rank) and `values` its rotated key
-    (slots, 1, capacity, rope_dim).
+    Layers differ in heads and widths where the configuration says so, and one that uses another layer's keys and values
+    stores none. With latent attention, `keys` hold each token's vector (slots, 1, capacity, kv_rank) and `values` its
+    rotated key (slots, 1, capacity, rope_dim).
 
     With `form` = "int8" or "int4" they are rounded (`cache_forms`), and the last axis has their bytes. New tokens are
     rounded before anything attends to them: how a text is cut into passes changes nothing.
@@ -51,11 +52,19 @@ class KVCache:
         form: str | None = None,
     ):
         self.config, self.dtype, self.device = config, dtype, torch.device(device)
-        _, *widths = config.cache_shape
-        self.form, self.forms = form, None if form is None else [cache_form(form, width) for width in widths]
+        self.caching = frozenset(config.caching_layers)
+        """The layers with keys and values of their own."""
+        self.shapes = [
+            config.cache_shape(layer) if layer in self.caching else (0, 0, 0)
+            for layer in range(config.num_hidden_layers)
+        ]
+        self.form: str | None = form
+        self.forms: list[list[CacheForm]] | None = None
+        if form is not None:
+            self.forms = [[cache_form(form, width or 1) for width in widths] for _, *widths in self.shapes]
         self.windows = [
-            config.sliding_window if kind == "sliding" and config.sliding_window else None
-            for kind in config.layer_types
+            config.sliding_window if kind == "sliding" and config.sliding_window and layer in self.caching else None
+            for layer, kind in enumerate(config.layer_types)
         ]
         self.window = next((window for window in self.windows if window is not None), None)
         """The window of the sliding-window layers, or None."""
@@ -63,10 +72,8 @@ class KVCache:
         self.lengths, self.starts = [0] * batch_size, [0] * batch_size
         self.states = RecurrentStates(config, batch_size, self.device)
         """States of the recurrent layers; their keys and values have a capacity of 0."""
-        key_width, value_width = widths if self.forms is None else [each.row_bytes for each in self.forms]
-        capacities = [self._capacity(layer) for layer in range(len(self.windows))]
-        self.keys = [self._empty(batch_size, capacity, key_width) for capacity in capacities]
-        self.values = [self._empty(batch_size, capacity, value_width) for capacity in capacities]
+        self.keys, self.values = ([self._empty(layer, part, batch_size) for layer in range(len(self.windows))]
+                                  for part in (0, 1))  # fmt: skip
         self.cross_attention: dict[int, tuple[Tensor, Tensor]] = {}
         self.encoded = [0] * batch_size
         self.encoder_segments: Tensor | None = None
@@ -104,25 +111,34 @@ class KVCache:
 
     def _capacity(self, layer: int) -> int:
         window = self.windows[layer]
-        if layer in self.states.layers:
+        if layer not in self.caching:
             return 0
         # When its capacity is full, a window is moved to the front. With two windows of capacity this happens rarely.
         return self.max_length if window is None else min(self.max_length, 2 * window)
 
-    def _empty(self, slots: int, capacity: int, width: int) -> Tensor:
-        """Zeros: the values at masked positions are multiplied by 0, so they must be finite."""
-        heads, dtype = self.config.cache_shape[0], self.dtype if self.forms is None else torch.uint8
+    def _empty(self, layer: int, part: int, slots: int, capacity: int | None = None) -> Tensor:
+        """Zeros for a layer's keys (part 0) or values (1): at masked positions they are multiplied by 0, so they must
+        be finite."""
+        heads, *widths = self.shapes[layer]
+        width, dtype = widths[part], self.dtype
+        if self.forms is not None:
+            width, dtype = self.forms[layer][part].row_bytes, torch.uint8
+        capacity = self._capacity(layer) if capacity is None else capacity
         return torch.zeros(slots, heads, capacity, width, dtype=dtype, device=self.device)
 
-    def encode(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values as they are stored."""
-        return (key, value) if self.forms is None else (self.forms[0].encode(key), self.forms[1].encode(value))
-
-    def decode(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Stored keys and values as attention reads them."""
+    def encode(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer as they are stored."""
         if self.forms is None:
             return key, value
-        return self.forms[0].decode(key, self.dtype), self.forms[1].decode(value, self.dtype)
+        of_keys, of_values = self.forms[layer]
+        return of_keys.encode(key), of_values.encode(value)
+
+    def decode(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Stored keys and values of a layer as attention reads them."""
+        if self.forms is None:
+            return key, value
+        of_keys, of_values = self.forms[layer]
+        return of_keys.decode(key, self.dtype), of_values.decode(value, self.dtype)
 
     @torch.inference_mode()
     def reserve(self, slots: int = 0, length: int = 0, window: int = 0) -> None:
@@ -133,8 +149,8 @@ class KVCache:
             present = self.keys[layer].shape
             capacity = max(self._capacity(layer), present[2], 0 if limit is None else window)
             if (slots, capacity) != (present[0], present[2]):
-                for tensors in (self.keys, self.values):
-                    tensors[layer] = self._resized(tensors[layer], slots, capacity)
+                for part, tensors in enumerate((self.keys, self.values)):
+                    tensors[layer] = self._resized(tensors[layer], self._empty(layer, part, slots, capacity))
         added = slots - self.slots
         if added:
             self.states.resize(slots)
@@ -150,8 +166,7 @@ class KVCache:
         if length > self.max_length:
             self.reserve(length=max(length, 2 * self.max_length))
 
-    def _resized(self, old: Tensor, slots: int, capacity: int) -> Tensor:
-        new = self._empty(slots, capacity, old.shape[3])
+    def _resized(self, old: Tensor, new: Tensor) -> Tensor:
         filled = min(self.length, old.shape[2])
         new[: old.shape[0], :, :filled] = old[:, :, :filled]
         return new
@@ -471,12 +486,12 @@ class CacheRows:
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Writes the keys and values (B, H, T, D) of new tokens; returns those that they may attend to (B, H, S, D)."""
         cache = self.cache
-        key, value = cache.encode(key, value)
+        key, value = cache.encode(layer, key, value)
         columns = self._columns["full" if cache.windows[layer] is None else "sliding"]
         keys = cache.keys[layer][self.first : self.first + self.count]
         values = cache.values[layer][self.first : self.first + self.count]
         if columns.overflow is not None:
-            return cache.decode(self._overflow(keys, key, columns), self._overflow(values, value, columns))
+            return cache.decode(layer, self._overflow(keys, key, columns), self._overflow(values, value, columns))
         if columns.write_columns is None:
             end = columns.write_start + self.width
             keys[:, :, columns.write_start : end], values[:, :, columns.write_start : end] = key, value
@@ -484,7 +499,7 @@ class CacheRows:
             rows = torch.arange(self.count, device=key.device)[:, None]
             keys[rows, :, columns.write_columns] = key.transpose(1, 2)
             values[rows, :, columns.write_columns] = value.transpose(1, 2)
-        return cache.decode(keys[:, :, columns.read], values[:, :, columns.read])
+        return cache.decode(layer, keys[:, :, columns.read], values[:, :, columns.read])
 
     def _overflow(self, stored: Tensor, new: Tensor, columns: _Columns) -> Tensor:
         """For more new tokens than a sliding-window layer stores: returns all, stores the last window."""
@@ -517,10 +532,10 @@ class CacheRows:
     def store_cross_attention(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Stores the keys and values (B, H, S, D) of the encoder's output; returns them as later passes read them."""
         cache = self.cache
-        key, value = cache.encode(key, value)
+        key, value = cache.encode(layer, key, value)
         if self.count == cache.slots:
             cache.cross_attention[layer] = key, value
-            return cache.decode(key, value)
+            return cache.decode(layer, key, value)
         if layer not in cache.cross_attention:
             empty = key.new_zeros(cache.slots, *key.shape[1:])
             cache.cross_attention[layer] = empty, torch.zeros_like(empty)
@@ -529,7 +544,7 @@ class CacheRows:
         cache.cross_attention[layer] = _with_columns(key_store, width), _with_columns(value_store, width)
         for stored, new in zip(cache.cross_attention[layer], (key, value), strict=True):
             stored[self.first : self.first + self.count, :, : key.shape[2]] = new
-        return cache.decode(key, value)
+        return cache.decode(layer, key, value)
 
     @property
     def has_encoded(self) -> bool:
@@ -553,7 +568,7 @@ class CacheRows:
             return None
         own, width = slice(self.first, self.first + self.count), self.encoded_width
         key, value = self.cache.cross_attention[layer]
-        return self.cache.decode(key[own, :, :width], value[own, :, :width])
+        return self.cache.decode(layer, key[own, :, :width], value[own, :, :width])
 
     def advance(self) -> None:
         """Adds the new tokens to the lengths, after every layer has written them."""
@@ -601,12 +616,12 @@ class StaticRows(CacheRows):
         slots = torch.arange(self.count, device=key.device)[:, None]
         in_use = self.state[3].bool()[:, None, None, None]
         result = []
-        for stored, new in zip((cache.keys[layer], cache.values[layer]), cache.encode(key, value), strict=True):
+        for stored, new in zip((cache.keys[layer], cache.values[layer]), cache.encode(layer, key, value), strict=True):
             own = stored[: self.count]
             before = own[slots, :, columns.write_columns]
             own[slots, :, columns.write_columns] = torch.where(in_use, new.transpose(1, 2), before)
             result.append(own[:, :, columns.read])
-        return cache.decode(result[0], result[1])
+        return cache.decode(layer, result[0], result[1])
 
     def advance(self) -> None:
         """Leaves the lengths to the caller."""

@@ -53,13 +53,13 @@ class NormOfEachHead(nn.Module):
         return F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight
 
 
-def make_query_key_norm(config: ModelConfig, heads: int) -> nn.Module | None:
-    """The norm of the queries or keys of `heads` heads that `config.query_key_norm` names, or None."""
+def make_query_key_norm(config: ModelConfig, heads: int, width: int) -> nn.Module | None:
+    """The norm of the queries or keys of `heads` heads of this width that `config.query_key_norm` names, or None."""
     if config.query_key_norm == "none":
         return None
     if config.query_key_norm == "each_head":
-        return NormOfEachHead(heads, config.head_dim, config.norm_eps)
-    return make_norm(config, config.head_dim * (heads if config.query_key_norm == "whole" else 1))
+        return NormOfEachHead(heads, width, config.norm_eps)
+    return make_norm(config, width * (heads if config.query_key_norm == "whole" else 1))
 
 
 def make_norm(config: ModelConfig, size: int | None = None) -> nn.Module:

@@ -4,8 +4,9 @@ Rotary (Su et al. 2021, arXiv 2104.09864; in the half-rotation layout of Hugging
 sinusoidal (Vaswani et al. 2017, arXiv 1706.03762), ALiBi (Press et al. 2021, arXiv 2108.12409) and relative bias
 (Raffel et al. 2019, arXiv 1910.10683). Learned positions are a table of the stack.
 
-Rotary frequencies can be scaled for texts longer than those of pre-training: linear, dynamic, YaRN, LongRoPE and Llama
-3.1's scaling. Each gives the inverse frequencies and a factor on cosines and sines, with transformers' defaults.
+Rotary frequencies can be scaled for texts longer than those of pre-training: linear, dynamic, YaRN, LongRoPE, Llama
+3.1's scaling and Gemma 4's proportional one. Each gives the inverse frequencies and a factor on cosines and sines, with
+transformers' defaults.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ def positions_without_padding(input_ids: Tensor, pad_token_id: int, segments: Te
 class Rotary:
     """Rotary cosines and sines of one base and scaling. The tables are cached and grow on demand."""
 
-    def __init__(self, config: ModelConfig, theta: float, scaling: RotaryScaling | None):
+    def __init__(self, config: ModelConfig, theta: float, scaling: RotaryScaling | None, head_dim: int):
         self.config, self.theta, self.scaling = config, theta, scaling
-        self.dim = config.rotary_dim or config.head_dim
+        self.dim = config.rotary_dim or head_dim
         self._tables: dict[bool, tuple[Tensor, Tensor]] = {}
 
     def at(
@@ -145,6 +146,10 @@ def inverse_frequency(
     period = theta ** (torch.arange(0, dim, 2, dtype=torch.int64, device=device).float() / dim)
     if scaling is None or scaling.kind == "dynamic":
         return 1.0 / period, 1.0
+    if scaling.kind == "proportional":
+        turning = int(scaling.get("partial_rotary_factor", 1.0) * dim // 2)
+        slow = torch.arange(dim // 2, device=device) >= turning
+        return (1.0 / period).masked_fill(slow, 0.0) / scaling.get("factor", 1.0), 1.0
     original = original_length(scaling, max_position_embeddings)
     if scaling.kind == "yarn":
         return _yarn(period, theta, scaling, original, max_position_embeddings)
@@ -214,10 +219,12 @@ def make_rotary(config: ModelConfig) -> dict[str, Rotary]:
     """Rotary positions by type of layer; sliding-window layers may have their own base and scaling."""
     if config.position != "rotary":
         return {}
-    full = Rotary(config, config.rope_theta, config.rope_scaling)
-    local = full
+    width = config.head_dim
+    full = local = Rotary(config, config.rope_theta, config.rope_scaling, config.full_head_dim or width)
     if config.local_rope_theta is not None:
-        local = Rotary(config, config.local_rope_theta, config.local_rope_scaling)
+        local = Rotary(config, config.local_rope_theta, config.local_rope_scaling, width)
+    elif config.full_head_dim:
+        local = Rotary(config, config.rope_theta, config.rope_scaling, width)
     return {"full": full, "sliding": local}
 
 

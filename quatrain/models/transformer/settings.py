@@ -51,6 +51,7 @@ DecoderFamily = Literal[
     "ministral",
     "ministral3",
     "qwen3_5_text",
+    "gemma4_text",
 ]
 """Decoder families: causal language models."""
 
@@ -123,7 +124,7 @@ NOT_ROTARY = (
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss", "deepseek_v3")
 """Families whose feed-forward networks are mixtures of experts."""
 
-CAUSAL_ALONE = ("granite", "cohere2", "nanochat", *WITHOUT_ATTENTION, "olmoe", "granitemoe")
+CAUSAL_ALONE = ("granite", "cohere2", "nanochat", "gemma4_text", *WITHOUT_ATTENTION, "olmoe", "granitemoe")
 """Families of which transformers has no classifier."""
 
 MISSING_HEADS = {

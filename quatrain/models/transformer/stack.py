@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from quatrain.core.errors import InputError
 from quatrain.models.kernels import cpu
 from quatrain.models.transformer import heads
-from quatrain.models.transformer.blocks import Block, Stack
+from quatrain.models.transformer.blocks import Block, RunInputs, Stack
 from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
 from quatrain.models.transformer.context import Routing, Trace
 from quatrain.models.transformer.heads import IGNORE_INDEX
@@ -207,7 +207,8 @@ class Model(Stack):
             inputs = StackInput(embedded, positions, segments, token_types)
             if self.soft_prompt is not None:
                 inputs = self.soft_prompt.prepend_to(inputs, first=rows is None or rows.length == 0)
-            hidden = self.run(**vars(inputs), cache=rows, trace=trace, branches=branches, routing=more.get("routing"))
+            own: RunInputs = {"branches": branches, "routing": more.get("routing"), "token_ids": new}
+            hidden = self.run(**vars(inputs), cache=rows, trace=trace, **own)
             return hidden if hidden.shape[1] == ids.shape[1] else hidden[:, -ids.shape[1] :]
         encoded = None
         if input_ids is not None or features is not None:

@@ -28,6 +28,11 @@ def resize_vocabulary(model: Model, size: int) -> list[int]:
         raise InputError("The head has an adapter. Resize the vocabulary before adding adapters.")
     if size == before:
         return []
+    if model.layer_embedding is not None:
+        table = model.layer_embedding.table
+        table.weight = _resized(table.weight, size)
+        table.num_embeddings = size
+        model.config = model.config.replace(layer_vocab_size=size)
     tied = head is not None and head.weight is model.embed_tokens.weight
     model.embed_tokens.weight = _resized(model.embed_tokens.weight, size)
     model.embed_tokens.num_embeddings = size
