@@ -74,7 +74,7 @@ def _counted(config: ModelConfig, count: Callable[[Model], Count]) -> Count:
     shapes = [config.layer_shape(layer) for layer in range(config.num_hidden_layers)]
     for shape, number in Counter(shapes[1:]).items():
         layer = shapes.index(shape, 1)
-        others = sorted({0, config.kv_source(layer)} - {layer})
+        others: list[int] = sorted({0, config.kv_source(layer)} - {layer})
         total = total + number * (of([*others, layer], least) - of(others, least))
     if encoder_layers > 1:
         total = total + (encoder_layers - 1) * (of([0], 2) - start)

@@ -2,8 +2,8 @@
 
 Gemma 3's norms and windows, with plain weights. Full-attention layers have wider heads, of which only the fastest pairs
 of channels turn, and may use their keys as values; values are normalized. The last layers may use the keys and values
-of earlier ones. The small models embed each token once more for every layer. The mixture adds experts to the dense network
-of each layer. From a model that reads images and sound only the text model is loaded, and saved as such.
+of earlier ones. The small models embed each token once more for every layer. The mixture adds experts to the dense
+network of each layer. From a model that reads images and sound only the text model is loaded, and saved as such.
 """
 
 from __future__ import annotations

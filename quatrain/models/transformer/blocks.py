@@ -113,7 +113,7 @@ class Block(nn.Module):
         x = self._add(x, lambda h: mlp(h, context), self.post_attention_layernorm, self.feed_forward_output_layernorm)
         if self.layer_input is not None and context.layer_inputs is not None:
             x = x + self.layer_input(x, context.layer_inputs[:, :, self.layer])
-        return x if self.layer_scalar is None else x * self.layer_scalar.to(x.dtype)
+        return x * self.layer_scalar.to(x.dtype) if isinstance(self.layer_scalar, Tensor) else x
 
     def _add(
         self, x: Tensor, sublayer: Callable[[Tensor], Tensor], norm: nn.Module | None, after: nn.Module | None = None
