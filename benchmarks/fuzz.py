@@ -272,7 +272,8 @@ def _imported() -> None:
     import torch
 
     torch.set_num_threads(1)
-    torch.set_num_interop_threads(1)
+    if torch.get_num_interop_threads() != 1:  # It can be set once.
+        torch.set_num_interop_threads(1)
 
 
 def _in_a_child(call: Callable[[], object]) -> None:

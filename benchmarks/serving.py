@@ -310,7 +310,10 @@ def main() -> None:
         "mean_between_ms": 1000 * statistics.fmean(load.between) if load.between else None,
         "still_running": left, "memory_early": early, "memory_late": late, "exit_code": code,
     }  # fmt: skip
-    is_well = not load.wrong and not left and late < GROWTH * early and code in (0, 130, 143, -15)
+    grew = (
+        late >= GROWTH * early and not options.quick
+    )  # In a few seconds memory still grows with the code that is read.
+    is_well = not load.wrong and not left and not grew and code in (0, 130, 143, -15)
     ratio = (answers - len(load.wrong)) / max(answers, 1) if not is_well else 1.0
     verdict = "PASSED" if is_well else "FAILED"
     print(
