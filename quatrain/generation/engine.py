@@ -14,9 +14,11 @@ import torch
 
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value
+from quatrain.data.processors import find_processor
 from quatrain.generation.choosing import TokenChooser
 from quatrain.generation.config import GenerationConfig, read_generation_config
 from quatrain.generation.params import SamplingParams
+from quatrain.generation.pictures import PictureIds, check_reads, expanded, features_of, split_pictures
 from quatrain.generation.requests import Completion, Request, SequenceState, TextChunk, digest_of, row_seeds
 from quatrain.generation.runner import context_limit, has_encoder
 from quatrain.generation.scheduler import Scheduler, Statistics
@@ -90,6 +92,8 @@ class Engine:
             )
         self.tokenizer = tokenizer
         self.target_tokenizer = target_tokenizer or tokenizer
+        self.processor: Any = None
+        """What prepares pictures for the model (`quatrain.data.image_processor`), from the model's folder."""
         self.chooser = TokenChooser(self.rules, encoder_decoder=self.has_encoder, tokenizer=self.target_tokenizer)
         self.end_ids = sorted(set(end_ids)) if end_ids is not None else _end_ids(model, self.target_tokenizer)
         self.max_rows = max_rows
@@ -156,6 +160,8 @@ class Engine:
         target = resolved.tokenizer(target=True) if has_encoder(network.config) else None
         options: dict[str, Any] = {"speculation": speculation, "native": native, "kv_cache": kv_cache}
         engine = cls(network, tokenizer, target_tokenizer=target, adapter=adapter, **options)
+        if network.config.frontend is not None:
+            engine.processor = find_processor(resolved.base)
         engine._adapters(None, 1)
         return engine
 
@@ -169,7 +175,8 @@ class Engine:
         adapters: AdapterChoice = None,
         seeds: Sequence[int] | None = None,
     ) -> list[Completion]:
-        """A completion for each prompt, in their order. Prompts are texts or lists of token ids.
+        """A completion for each prompt, in their order. Prompts are texts or lists of token ids; `with_pictures` makes
+        those with pictures.
 
         Without `params`, the model's own settings apply. A completion also ends when the model's context is full
         (`remaining_tokens`). At most `batch_size` prompts run at once; each beam or sample counts as one. `truncate`
@@ -331,7 +338,8 @@ class Engine:
     ) -> list[int]:
         """The ids of a conversation up to the start of the assistant's turn, from the chat renderer.
 
-        `variables` are further inputs of the chat template. `continue_final`: the last message is the beginning of the
+        Pictures in the content of messages, {"type": "image", "image": …} or OpenAI's `image_url`, become those of
+        `PictureIds`. `variables` are further inputs of the chat template. `continue_final`: the last message is the beginning of the
         assistant's turn, a text that the model continues.
         """
         from quatrain.data.records import Messages
@@ -340,6 +348,9 @@ class Engine:
         tokenizer: Any = self.tokenizer_of(adapter)
         if not getattr(tokenizer, "chat_templates", None):
             raise InputError("This model's tokenizer has no chat template: fine-tune it on chats, or give texts.")
+        messages, pictures = split_pictures(messages)
+        if pictures:
+            check_reads(self.model.config)
         final = messages[-1] if continue_final and messages else None
         if final is not None and (final.get("role") != "assistant" or not isinstance(final.get("content"), str)):
             raise InputError("Only a text of the assistant can be continued: make it the last message.")
@@ -350,10 +361,36 @@ class Engine:
             documents = getattr(messages, "documents", None)
             messages = Messages(list(shown), documents=documents, variables=own)  # type: ignore[arg-type]
         rendered = render(tokenizer, messages, add_generation_prompt=True, tools=tools)
-        if final is None:
-            return rendered.ids
-        ids: list[int] = tokenizer.encode_with_offsets(rendered.text + final["content"])[0]
-        return ids
+        ids: list[int] = rendered.ids
+        if final is not None:
+            ids = tokenizer.encode_with_offsets(rendered.text + final["content"])[0]
+        return self.with_pictures(ids, pictures, adapter) if pictures else ids
+
+    def with_pictures(
+        self, prompt: str | Sequence[int], pictures: Sequence[Any], adapter: str | None = None
+    ) -> PictureIds:
+        """A prompt with pictures, for a model that reads them, such as LLaVA.
+
+        The prompt has the image token where each picture stands. Pictures are paths, `data:` URIs, bytes, arrays or
+        Pillow images, or all of them prepared: features (N, C, H, W). Raises InputError for a model that reads text
+        alone, another number of image tokens, and pictures that cannot be read.
+        """
+        check_reads(self.model.config)
+        features = pictures
+        if not isinstance(features, torch.Tensor):
+            if self.processor is None:
+                raise InputError(
+                    "The model has no preprocessor_config.json, which says how pictures are prepared: put it beside "
+                    "config.json, or set the engine's `processor`."
+                )
+            features = torch.from_numpy(self.processor(pictures))
+        frontend: Any = self.model.config.frontend
+        if tuple(features.shape[1:]) != frontend.input_shape:
+            raise InputError(
+                f"pictures: are prepared as {tuple(features.shape[1:])}; the model reads {frontend.input_shape}. Its "
+                "preprocessor_config.json belongs to another model."
+            )
+        return expanded(self.encode(prompt, adapter), features, self.model.config)
 
     def check_chat(self, adapter: str | None = None) -> None:
         """Raises InputError if the chat template is missing or cannot render a user's message."""
@@ -512,6 +549,8 @@ class Engine:
 
         Raises InputError for an empty prompt if no beginning token is known.
         """
+        if isinstance(prompt, PictureIds):
+            return prompt
         tokenizer = self.tokenizer_of(adapter)
         if not isinstance(prompt, str):
             ids = token_ids_of(prompt)
@@ -538,10 +577,10 @@ class Engine:
         """A prompt's ids, shortened so that the prompt and `max_new_tokens` fit into the model's context.
 
         A decoder keeps the end of the prompt, and the beginning-of-sequence token if there is one; an encoder keeps the
-        beginning, and the end token if there is one.
+        beginning, and the end token if there is one. A prompt with pictures is not shortened.
         """
         limit, config = context_limit(self.model, adapter), self.model.config
-        if limit is None:
+        if limit is None or isinstance(ids, PictureIds):
             return ids
         room = limit if self.has_encoder else max(1, limit - params.max_new_tokens)
         if len(ids) <= room:
@@ -618,7 +657,9 @@ class Engine:
         seed = params.seed if params.seed is not None else torch.Generator().seed()
         if own_seeds is not None and len(own_seeds) != len(prompts) * samples:
             raise InputError(f"seeds: {len(own_seeds)} for {len(prompts) * samples} completions; give one for each.")
-        repeated = [ids for ids in prompts for _ in range(samples)]
+        pictures = [features_of(ids) for ids in prompts]
+        keys = [ids if seen is None else [*ids, *digest_of(seen)] for ids, seen in zip(prompts, pictures, strict=True)]
+        repeated = [key for key in keys for _ in range(samples)]
         seeds = iter(row_seeds(repeated, seed) if own_seeds is None else own_seeds)
         first = self.rules.decoder_start_token_id
         start = (first,) if self.has_encoder and first is not None else None
@@ -626,11 +667,13 @@ class Engine:
         if negative:
             params = replace(params, negative_prompt=tuple(negative))
         requests = []
-        for ids, adapter in zip(prompts, adapters, strict=True):
+        for ids, adapter, seen in zip(prompts, adapters, pictures, strict=True):
             own = [params.max_new_tokens if longest is None else longest - len(ids)]
             rooms = [self.remaining_tokens(each, adapter) for each in (ids, negative)]
             own += [room for room in rooms if room is not None]
-            states = [SequenceState(ids, params, min(own), next(seeds), ends, start, adapter) for _ in range(samples)]
+            states = [
+                SequenceState(ids, params, min(own), next(seeds), ends, start, adapter, seen) for _ in range(samples)
+            ]
             requests.append(Request(states, self.target_tokenizer, self._advance))
         return requests
 

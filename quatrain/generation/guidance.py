@@ -32,6 +32,7 @@ class GuidedSearch:
         for other, row in zip(others, self.rows, strict=True):
             negative = row.params.negative_prompt
             other.prompt = [int(token) for token in negative] if negative is not None else row.prompt[-1:]
+            other.features = None if row.decoder_prompt is None else row.features  # Of a picture it sees nothing.
             other.ids = list(row.ids)
         self.model = SearchBatch(runner, [*self.rows, *others])
         self._is_read = False

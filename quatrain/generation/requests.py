@@ -36,7 +36,10 @@ class SequenceState:
     adapter: str | None = None
     """The adapter that the sequence uses, of a model with several."""
     features: torch.Tensor | None = field(default=None, repr=False)
-    """What an encoder of sound reads in place of the prompt: one input of the model's frontend."""
+    """What an encoder of sound reads in place of the prompt, one input of the model's frontend; or the pictures
+    (N, C, H, W) whose vectors a decoder reads in place of the prompt's image tokens."""
+    vectors: torch.Tensor | None = field(default=None, repr=False)
+    """The vectors (N, embedding_size) of the pictures, once the runner has made them."""
     ids: list[int] = field(default_factory=list)
     """The new tokens so far, an end token included."""
     logprobs: list[float] = field(default_factory=list)
@@ -114,7 +117,7 @@ class SequenceState:
     def sibling(self) -> SequenceState:
         """A sequence without tokens for the same request."""
         state = (self.prompt, self.params, self.limit, self.seed, self.end_ids, self.decoder_prompt, self.adapter)
-        return SequenceState(*state, self.features)
+        return SequenceState(*state, self.features, self.vectors)
 
     def truncate(self, length: int) -> None:
         """Takes back all but the first `length` new tokens, as after a rejected speculation."""

@@ -28,7 +28,7 @@ from quatrain.planning.limits import check_generation
 
 def _source_length(config: ModelConfig, sequence: SequenceState) -> int:
     """Vectors that the model reads of a prompt, or of features."""
-    if sequence.features is None or config.frontend is None:
+    if sequence.features is None or config.frontend is None or sequence.decoder_prompt is None:
         return len(sequence.prompt)
     return config.frontend.num_vectors
 
@@ -133,6 +133,20 @@ class ModelRunner:
         """Whether native code decodes with rounded numbers, so that keys and values differ from those of a prompt."""
         return self.native.decoder is not None and self.native.decoder.format in ("int8", "int4")
 
+    def vectors_of(self, sequence: SequenceState, tokens: Sequence[int], before: Sequence[int]) -> Tensor | None:
+        """The vectors of the image tokens among `tokens` of a sequence, after the tokens `before`; None for a sequence
+        without pictures.
+        """
+        if self.has_encoder or sequence.features is None:
+            return None
+        token = self.model.frontend.token_id
+        first, count = before.count(token), tokens.count(token)
+        if not count:
+            return self.model.embed_tokens.weight[:0]
+        if sequence.vectors is None:
+            sequence.vectors = self.model.vectors_of(sequence.features.to(self.device)).flatten(0, 1)
+        return sequence.vectors[first : first + count]
+
     def can_share(self, adapters: Sequence[str | None]) -> bool:
         """Whether texts with these adapters can be read together."""
         adapter_set = self.model.adapter_set
@@ -164,6 +178,7 @@ class ModelRunner:
         *,
         adapters: Sequence[str | None],
         sources: Sequence[Source] | None = None,
+        vectors: Sequence[Tensor | None] | None = None,
         text_lengths: Sequence[int] | None = None,
         every: bool = False,
         decoding: bool = False,
@@ -172,7 +187,8 @@ class ModelRunner:
         each row, or with `every` (B, T, V) after each of them, where T is the longest row's number. After native code,
         `native.likeliest` tells the likeliest token of each of them.
 
-        `sources` are what an encoder reads, for rows that start. `text_lengths` are those of the whole texts, if only
+        `sources` are what an encoder reads, for rows that start; `vectors` replace the first image tokens of each row.
+        `text_lengths` are those of the whole texts, if only
         their beginnings are read; soft prompts count. `decoding`: the tokens were generated, or guessed, and may be
         read by native code. Whether a prompt is depends on its length alone, not on what is read with it.
         """
@@ -180,18 +196,18 @@ class ModelRunner:
         if lengths is None:
             lengths = [self.cache.lengths[first + row] + len(ids) for row, ids in enumerate(tokens)]
         self.native.likeliest = None
-        if sources is None and (decoding or self.native.reads_prompt(max(lengths))):
+        if sources is None and vectors is None and (decoding or self.native.reads_prompt(max(lengths))):
             logits = self._native(first, tokens, every)
             if logits is None and decoding:
                 logits = self._static(first, tokens, adapters)
             if logits is not None:
                 return logits
         if self.original_length is None:
-            return self._forward(first, tokens, adapters, sources, None, every)
+            return self._forward(first, tokens, adapters, (sources, vectors), None, every)
         text_lengths = lengths
         parts = []
         for rows in self._groups(text_lengths):
-            own = None if sources is None else sources[rows]
+            own = tuple(None if each is None else each[rows] for each in (sources, vectors))
             length = max(text_lengths[rows])
             parts.append(self._forward(first + rows.start, tokens[rows], adapters[rows], own, length, every))
         width = max(map(len, tokens))
@@ -213,10 +229,12 @@ class ModelRunner:
         first: int,
         tokens: Sequence[Sequence[int]],
         adapters: Sequence[str | None],
-        sources: Sequence[Source] | None,
+        more: tuple[Any, Any],
         text_length: int | None,
         every: bool,
     ) -> Tensor:
+        """`more`: sources and vectors, as for `read`."""
+        sources, vectors = more
         count, width = len(tokens), max(map(len, tokens))
         padding = [width - len(ids) for ids in tokens]
         ids = torch.tensor([[*row, *[0] * empty] for row, empty in zip(tokens, padding, strict=True)])
@@ -227,6 +245,8 @@ class ModelRunner:
         read: Tensor | None = ids.to(self.device)
         if self.has_encoder:
             named["decoder_input_ids"], read = read, None
+        elif vectors is not None:
+            named["vectors"] = _placed(ids, vectors, self.model.frontend.token_id, self.device)
         if sources is not None:
             read, named["segments"], named["features"] = _encoder_input(sources, self.device)
         hidden = self.model.hidden_states(read, cache=rows, **named)
@@ -274,6 +294,16 @@ class ModelRunner:
         return logits
 
 
+def _placed(
+    ids: Tensor, vectors: Sequence[Tensor | None], token: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The places (B, T) of vectors, which are those of the first image tokens of each row, and the vectors (N, C)."""
+    counts = torch.tensor([0 if each is None else len(each) for each in vectors])
+    found = ids == token
+    places = found & (found.cumsum(1) <= counts[:, None])
+    return places.to(device), torch.cat([each for each in vectors if each is not None])
+
+
 Source = Sequence[int] | Tensor
 """What an encoder reads: ids, or features of sound."""
 
@@ -310,6 +340,9 @@ class SearchBatch:
         self.device, self.adapters = self.runner.device, [sequence.adapter for sequence in sequences]
         self.sources = [sequence.source for sequence in sequences] if self.runner.has_encoder else None
         self.texts = [[*sequence.prefix, *sequence.ids] for sequence in sequences]
+        self.vectors = [
+            self.runner.vectors_of(each, text, []) for each, text in zip(sequences, self.texts, strict=True)
+        ]
         width = max(map(len, self.texts))
         rows = [[PADDING] * (width - len(text)) + text for text in self.texts]
         self.decoder_ids = torch.tensor(rows, device=self.device)
@@ -319,26 +352,33 @@ class SearchBatch:
 
     def prefill(self) -> None:
         """Reads the prompts; `logits` become those of each row's first new token."""
-        self.logits = self._read(self.texts, self.sources)
+        self.logits = self._read(self.texts, self.sources, self.vectors)
 
     def hidden(self) -> list[Tensor]:
         """The hidden states (T, hidden_size) of the tokens that each row has read since the last call."""
         states, self.runner.hidden_states = self.runner.hidden_states or [], []
         return states
 
-    def _read(self, tokens: Sequence[Sequence[int]], sources: Sequence[Source] | None) -> Tensor:
+    def _read(
+        self,
+        tokens: Sequence[Sequence[int]],
+        sources: Sequence[Source] | None,
+        vectors: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:
         """Logits after the tokens, read one group of rows with equal soft prompts at a time."""
+        if vectors is not None and all(each is None for each in vectors):
+            vectors = None
         names = self.adapters if self.runner.model.adapter_set is not None else [None] * len(tokens)
         alike = [self.runner.virtual_tokens(name) for name in names]
         if len(set(alike)) == 1 or (max(map(len, tokens)) == 1 and sources is None):
             self.runner.native.decoder = self._native.decoder
             decoding = max(map(len, tokens)) == 1 and bool(min(self.runner.cache.lengths))
-            return self.runner.read(0, tokens, adapters=names, sources=sources, decoding=decoding)
+            return self.runner.read(0, tokens, adapters=names, sources=sources, vectors=vectors, decoding=decoding)
         parts, start = [], 0
         for _, group in groupby(names):
             rows = slice(start, start + len(list(group)))
-            own = None if sources is None else sources[rows]
-            parts.append(self.runner.read(start, tokens[rows], adapters=names[rows], sources=own))
+            own, seen = (None if each is None else each[rows] for each in (sources, vectors))
+            parts.append(self.runner.read(start, tokens[rows], adapters=names[rows], sources=own, vectors=seen))
             start = rows.stop
         return torch.cat(parts)
 
@@ -350,7 +390,7 @@ class SearchBatch:
         if any(self.runner.is_outgrown(length, length + 1) for length in cache.lengths):
             for slot in range(cache.slots):
                 cache.truncate(slot, 0)
-            self.logits = self._read(self.texts, None)
+            self.logits = self._read(self.texts, None, self.vectors)
             return
         self.logits = self._read([text[-1:] for text in self.texts], None)
 
@@ -359,5 +399,5 @@ class SearchBatch:
         self.runner.cache.select(rows)
         chosen = rows.tolist()
         self.texts = [list(self.texts[row]) for row in chosen]
-        self.adapters = [self.adapters[row] for row in chosen]
+        self.adapters, self.vectors = ([values[row] for row in chosen] for values in (self.adapters, self.vectors))
         self.logits, self.decoder_ids, self.start = self.logits[rows], self.decoder_ids[rows], self.start[rows]

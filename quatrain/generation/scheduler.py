@@ -44,7 +44,7 @@ FIRST_ROOM = 256
 """New tokens for which a sequence that starts gets room at once; more room follows when it is needed."""
 
 Key = tuple[str | None, bytes | tuple[int, ...] | None]
-"""What besides its tokens determines a slot's keys and values: the adapter, and what the encoder read."""
+"""What besides its tokens determines a slot's keys and values: the adapter, and the pictures or what the encoder read."""
 
 
 class Search(Protocol):
@@ -346,9 +346,12 @@ class Scheduler:
         self._make_room(max(needed, min(2 * cache.max_length, max(map(self._longest, rows)))), needed)
         sources = None if slots[0].is_encoded or not self.runner.has_encoder else [row.source for row in rows]
         adapters = [row.adapter for row in rows]
-        logits = self.runner.read(
-            first, tokens, adapters=adapters, sources=sources, text_lengths=totals, every=every, decoding=decoding
-        )
+        more = {"sources": sources, "text_lengths": totals, "every": every, "decoding": decoding}
+        if not decoding and not self.runner.has_encoder and any(row.features is not None for row in rows):
+            more["vectors"] = [
+                self.runner.vectors_of(row, ids, slot.tokens) for row, ids, slot in zip(rows, tokens, slots)
+            ]
+        logits = self.runner.read(first, tokens, adapters=adapters, **more)
         for slot, ids, total in zip(slots, tokens, totals):
             if slot.exact == len(slot.tokens) and not (decoding and self.runner.rounds_inputs):
                 slot.exact += len(ids)
@@ -531,6 +534,9 @@ class Scheduler:
         if columns > min(budget, 2 * sum(counts)) or (largest is not None and max(counts) > largest):
             return False
         first = slots[0]
+        seen = None if first.sequence is None else first.sequence.features
+        if not self.runner.has_encoder and (seen is None) != (sequence.features is None):
+            return False  # How a text is read must not depend on the pictures of another one.
         if self.runner.has_encoder and first.is_encoded != (match is not None):
             return False
         if self.runner.model.soft_prompt is not None and (
@@ -718,7 +724,8 @@ def _tokens_of(sequence: SequenceState) -> list[int]:
 
 
 def _key_of(sequence: SequenceState) -> Key:
-    return sequence.adapter, None if sequence.decoder_prompt is None else sequence.source_key
+    is_told = sequence.decoder_prompt is not None or sequence.features is not None
+    return sequence.adapter, sequence.source_key if is_told else None
 
 
 def _share(one: Sequence[int], other: Sequence[int], count: int) -> bool:

@@ -153,6 +153,7 @@ class StateRunner(ModelRunner):
         *,
         adapters: Sequence[str | None],
         sources: Sequence[Source] | None = None,
+        vectors: Sequence[Tensor | None] | None = None,
         text_lengths: Sequence[int] | None = None,
         every: bool = False,
         decoding: bool = False,

@@ -8,7 +8,8 @@ assistant's content is dropped, so that a rendered prompt is a prefix of the ren
 Sources: ChatML is OpenAI's chat markup with Qwen 2.5's tool format and Qwen 3's reasoning format; Llama 2 (Touvron et
 al. 2023, arXiv 2307.09288); Llama 3 and 3.1 with function calls (Dubey et al. 2024, arXiv 2407.21783); Gemma (Gemma
 Team 2024, arXiv 2403.08295; the system message is put before the first turn, as in Gemma 3); Phi-3 (Abdin et al. 2024,
-arXiv 2404.14219); Alpaca (Taori et al. 2023); `plain` needs no special token. A template that comes with a checkpoint
+arXiv 2404.14219); Alpaca (Taori et al. 2023); LLaVA 1.5 (Liu et al. 2023, arXiv 2310.03744), whose pictures are the token
+`<image>`, which a tokenizer must know; `plain` needs no special token. A template that comes with a checkpoint
 takes precedence.
 
 A tokenizer's own templates are read as transformers reads them: `tokenizer_config.json` has one template or a list of
@@ -36,6 +37,7 @@ TEMPLATE_TOKENS: dict[str, tuple[str, ...]] = {
     "gemma": ("<start_of_turn>", "<end_of_turn>"),
     "phi-3": ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
     "alpaca": (),
+    "llava": (),
     "plain": (),
 }
 

@@ -25,6 +25,15 @@ SHARE = 0.2
 
 
 @dataclass(frozen=True)
+class Question:
+    """A question about a picture; `kind` groups questions whose answers are of one kind."""
+
+    text: str
+    answer: str
+    kind: str = ""
+
+
+@dataclass(frozen=True)
 class Picture:
     """A picture with what is said of it: its class, a caption, or questions with answers, by the set.
 
@@ -36,7 +45,7 @@ class Picture:
     label: str = ""
     caption: str = ""
     captions: tuple[str, ...] = ()
-    questions: tuple[tuple[str, str], ...] = ()
+    questions: tuple[Question, ...] = ()
     place: str = ""
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from quatrain.data.images import pillow
-from quatrain.data.pictures import Picture, PictureSet
+from quatrain.data.pictures import Picture, PictureSet, Question
 
 COLOURS = {
     "red": (215, 40, 40), "green": (50, 165, 60), "blue": (45, 80, 215), "yellow": (235, 215, 50),
@@ -63,8 +63,11 @@ def draw_picture(seed: tuple[int, ...], pairs: Sequence[tuple[str, str]]) -> Pic
     side = "left" if draw.random() < 0.5 else "right"
     offset = draw.uniform(1.5, max(1.6, SIDE / 2 - radius - 0.5))
     centre = (SIDE / 2 + (offset if side == "right" else -offset), draw.uniform(radius + 1, SIDE - radius - 1))
-    questions = (("what colour is it?", colour), ("what shape is it?", shape), ("what size is it?", size),
-                 ("where is it?", side))  # fmt: skip
+    questions = tuple(
+        Question(text, answer, kind)
+        for text, answer, kind in (("what colour is it?", colour, "colour"), ("what shape is it?", shape, "shape"),
+                                   ("what size is it?", size, "size"), ("where is it?", side, "position"))
+    )  # fmt: skip
     pixels = _paint(draw, shape, COLOURS[colour], centre, radius)
     parts = (f"a {colour} shape", f"a {shape}", f"a {size} shape", f"a {colour} {shape}", f"a {size} {shape}",
              f"a {size} {colour} shape")  # fmt: skip
@@ -76,11 +79,34 @@ def _paint(
     draw: np.random.Generator, shape: str, colour: tuple[int, int, int], centre: tuple[float, float], radius: float
 ) -> np.ndarray:
     """The pixels (32, 32, 3): a shape in a shade of its colour on a grey, noisy ground."""
-    image: Any = pillow()
-    drawing: Any = importlib.import_module("PIL.ImageDraw")
     ground = int(draw.integers(70, 200))
+    return finished(draw, shape_on(blank(ground), draw, shape, colour, centre, radius))
+
+
+def blank(ground: int) -> Any:
+    """A canvas of one grey, finer than the picture."""
+    image: Any = pillow()
+    return image.new("RGB", (SIDE * FINE, SIDE * FINE), (ground, ground, ground))
+
+
+def finished(draw: np.random.Generator, canvas: Any) -> np.ndarray:
+    """The pixels (32, 32, 3) of a canvas, with noise."""
+    image: Any = pillow()
+    pixels = np.asarray(canvas.resize((SIDE, SIDE), image.Resampling.BOX)).astype(np.float32)
+    return (pixels + draw.normal(0, 6, pixels.shape)).clip(0, 255).astype(np.uint8)
+
+
+def shape_on(
+    canvas: Any,
+    draw: np.random.Generator,
+    shape: str,
+    colour: tuple[int, int, int],
+    centre: tuple[float, float],
+    radius: float,
+) -> Any:
+    """The canvas with a shape on it in a shade of its colour, turned a little; `centre` and `radius` in pixels."""
+    drawing: Any = importlib.import_module("PIL.ImageDraw")
     shade = tuple(int(np.clip(part + draw.integers(-15, 16), 0, 255)) for part in colour)
-    canvas = image.new("RGB", (SIDE * FINE, SIDE * FINE), (ground, ground, ground))
     pen = drawing.Draw(canvas)
     (x, y), r = (part * FINE for part in centre), radius * FINE
     angle = draw.uniform(-0.2, 0.2)
@@ -96,8 +122,7 @@ def _paint(
     else:
         for points in OUTLINES[shape]:
             pen.polygon(turned(points), fill=shade)
-    pixels = np.asarray(canvas.resize((SIDE, SIDE), image.Resampling.BOX)).astype(np.float32)
-    return (pixels + draw.normal(0, 6, pixels.shape)).clip(0, 255).astype(np.uint8)
+    return canvas
 
 
 _STAR = [

@@ -103,7 +103,7 @@ TEXT = Family(
         *renames("final_layer_norm", "norm"),
     ],
     heads={
-        "none": Head("CLIPTextModel", (), "", {"projection_size": 0}),
+        "none": Head("CLIPTextModel", (), ""),
         "embedding": Head("CLIPTextModelWithProjection", [Rename("text_projection.weight", "projection.weight")]),
     },
     fixed=FIXED | {"architecture": "decoder", "position": "learned", "pooling": "eos"},
@@ -127,12 +127,12 @@ IMAGE = Family(
         *renames("post_layernorm", "norm"),
     ],
     heads={
-        "none": Head("CLIPVisionModel", (), "", {"projection_size": 0}),
+        "none": Head("CLIPVisionModel", (), ""),
         "embedding": Head("CLIPVisionModelWithProjection", [Rename("visual_projection.weight", "projection.weight")]),
     },
     fixed=FIXED
     | {"architecture": "encoder", "vocab_size": 0, "position": "none", "embedding_norm": True, "pooling": "first"},
-    harmless=HARMLESS,
+    harmless=HARMLESS | {"vocab_size"},  # LLaVA 1.5's tower names one.
     read=_read_image,
     reads=frozenset({"image_size", "patch_size", "num_channels"}),
     write=_write_image,
@@ -154,7 +154,8 @@ def _join(parts: Mapping[str, ModelConfig], raw: Mapping[str, Any]) -> dict[str,
 def _split(config: ModelConfig) -> dict[str, ModelConfig]:
     if config.image_tower is None:
         raise InputError(f"family: {format_value(config.family)}; needs an image tower")
-    text = config.replace(family=TEXT.name, head="embedding", image_tower=None, normalize_embedding=False)
+    text = config.replace(family=TEXT.name, head="embedding", image_tower=None, normalize_embedding=False,
+                          extra=config.extra.get("text_config", {}))  # fmt: skip
     return {"text_config": text, "vision_config": config.image_tower}
 
 
@@ -182,7 +183,10 @@ FAMILIES = (
         parts={"text_config": lambda raw: (TEXT, "embedding"), "vision_config": lambda raw: (IMAGE, "embedding")},
         join=_join,
         split=_split,
-        places={"text_config": ("text_model.", ""), "vision_config": ("vision_model.", "image_tower.")},
+        places={
+            "text_config": lambda part: ("text_model.", ""),
+            "vision_config": lambda part: ("vision_model.", "image_tower."),
+        },
         ignored=(r"(text|vision)_model\.embeddings\.position_ids",),
     ),
 )

@@ -111,6 +111,8 @@ class Family:
     """Regular expressions of weight names that are not parameters (old buffers)."""
     old_names: Sequence[tuple[str, str]] = ()
     """Endings of weight names in old checkpoints, and their present ones."""
+    other_beginnings: Sequence[tuple[str, str]] = ()
+    """Beginnings of weight names in other files of the family, and their usual ones."""
     features: str = ""
     """What its frontend reads: `pictures` or `sound`; "" for a model of texts alone."""
     from_sizes: Callable[[dict[str, Any]], dict[str, Any]] | None = None

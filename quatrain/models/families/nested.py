@@ -10,7 +10,7 @@ from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value
 from quatrain.models.families.mapping import COMMON, Family
 from quatrain.models.families.value_types import type_errors
-from quatrain.models.families.weights import Operation, Rename, Split, expand
+from quatrain.models.families.weights import Computed, Operation, Split, Stacked, expand
 from quatrain.models.transformer.config import ModelConfig
 
 
@@ -23,9 +23,11 @@ class NestedFamily(Family):
     join: Callable[[Mapping[str, ModelConfig], Mapping[str, Any]], dict[str, Any]] = lambda parts, raw: {}
     """The fields of the whole configuration, from those of the parts and the config.json; `base` is the first part."""
     split: Callable[[ModelConfig], dict[str, ModelConfig]] = lambda config: {}
-    """The configurations of the parts."""
-    places: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """The configurations of the parts; `extra` of the first stands in that of the whole under the part's key."""
+    places: Mapping[str, Callable[[ModelConfig], tuple[str, str]]] = field(default_factory=dict)
     """For each part, by its key: the prefix of its weights in the files, and in the model."""
+    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """For each part, by its key: the values of keys that its config.json may lack."""
 
     def from_hf(self, config: Mapping[str, Any], *, head: str | None = None) -> ModelConfig:
         """Our configuration from a config.json. Raises InputError naming everything missing or unknown at once."""
@@ -38,6 +40,7 @@ class NestedFamily(Family):
             try:
                 if not isinstance(inner, Mapping):
                     raise InputError(f"{format_value(inner)}; must be a table")
+                inner = {**self.defaults.get(key, {}), **inner}
                 family, of_part = choose(inner)
                 configs[key] = family.from_hf(inner, head=of_part)
             except InputError as error:
@@ -45,7 +48,8 @@ class NestedFamily(Family):
         if problems:
             raise InputError(f"This {self.name} config.json cannot be used:", problems)
         base = next(iter(configs.values()))
-        extra = {key: config[key] for key in config if key in self.harmless}
+        extra: dict[str, Any] = {key: config[key] for key in config if key in self.harmless}
+        extra |= {key: part.extra for key, part in configs.items() if part is base}
         fields = {**self.join(configs, config), **self.heads[head].settings, "extra": extra, "family": self.name}
         return base.replace(head=head, **fields)
 
@@ -63,7 +67,7 @@ class NestedFamily(Family):
         """The weight operations of all parts, and those of the head."""
         found: list[Operation] = []
         for key, part in self.split(config).items():
-            theirs, ours = self.places[key]
+            theirs, ours = self.places[key](part)
             family = self.parts[key]({"model_type": part.family})[0]
             body = family.operations(part) if callable(family.operations) else family.operations
             found += [within(operation, theirs, ours) for operation in expand(body, part)]
@@ -77,8 +81,8 @@ class NestedFamily(Family):
 def within(operation: Operation, theirs: str, ours: str) -> Operation:
     """An operation with a prefix before the names in the files, and one before those in the model."""
     changed = operation.prefixed(theirs)
-    if isinstance(changed, Rename):
-        return replace(changed, ours=ours + changed.ours)
-    if isinstance(changed, Split):
+    if isinstance(changed, Computed):
+        return changed
+    if isinstance(changed, Split | Stacked):
         return replace(changed, ours=tuple(ours + name for name in changed.ours))
-    return changed
+    return replace(changed, ours=ours + changed.ours)

@@ -39,6 +39,7 @@ SIZE = ValueType(f"a whole number from 1 to {MAX_SIZE:,}", _whole(1))
 SIZE_OR_ZERO = ValueType(f"a whole number from 0 to {MAX_SIZE:,}", _whole(0))
 LAYERS = ValueType(f"a whole number from 1 to {MAX_LAYERS:,}", _whole(1, MAX_LAYERS))
 WHOLE = ValueType(f"a whole number from -1 to {MAX_SIZE:,}", _whole(-1))
+ANY_WHOLE = ValueType("one whole number", _whole(-MAX_LAYERS - 1, MAX_LAYERS))
 LIST = ValueType("a list", lambda value: isinstance(value, list | tuple))
 LAYERS_OR_ZERO = ValueType(f"a whole number from 0 to {MAX_LAYERS:,}", _whole(0, MAX_LAYERS))
 EXPERTS = ValueType(f"a whole number from 1 to {MAX_EXPERTS:,}", _whole(1, MAX_EXPERTS))
@@ -176,7 +177,10 @@ READ: Mapping[str, ValueType] = {
     "head_dim": SIZE,
     "hidden_size": SIZE,
     "hidden_size_per_layer_input": SIZE_OR_ZERO,
+    "image_seq_length": SIZE,
     "image_size": SIDES,
+    "image_token_id": TOKEN,
+    "image_token_index": TOKEN,
     "intermediate_size": SIZE,
     "interpolate_factor": POSITIVE,
     "is_decoder": FLAG,
@@ -194,6 +198,7 @@ READ: Mapping[str, ValueType] = {
     "mlp_only_layers": LAYER_NUMBERS,
     "moe_intermediate_size": SIZE,
     "multi_query": FLAG,
+    "multimodal_projector_bias": FLAG,
     "n_ctx": SIZE,
     "n_embed": SIZE,
     "n_group": EXPERTS,
@@ -237,8 +242,11 @@ READ: Mapping[str, ValueType] = {
     "position_biased_input": FLAG,
     "position_buckets": WHOLE,
     "projection_dim": SIZE,
+    "projector_hidden_act": TEXT,
     "text_config": TABLE,
     "vision_config": TABLE,
+    "vision_feature_layer": ANY_WHOLE,
+    "vision_feature_select_strategy": TEXT,
     "vocab_size": SIZE,
     "pretraining_tp": SIZE,
     "q_lora_rank": SIZE,

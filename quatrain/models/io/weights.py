@@ -217,11 +217,14 @@ class TensorNames:
                         yield spelling
 
     def _spellings(self, name: str) -> Iterator[str]:
-        """A name, and its spelling in old checkpoints."""
+        """A name, and its spellings in old and other checkpoints."""
         yield name
         for old, new in self.family.old_names:
             if name.endswith(new):
                 yield name.removesuffix(new) + old
+        for other, usual in self.family.other_beginnings:
+            if name.startswith(usual):
+                yield other + name.removeprefix(usual)
 
     def unexpected(self) -> list[str]:
         """The tensors of the files that are neither loaded nor duplicates nor known to be ignored."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -137,6 +138,8 @@ class RunInputs(TypedDict, total=False):
     branches: Tensor | None
     routing: list[Routing] | None
     token_ids: Tensor | None
+    depth: int | None
+    """So many layers run, and the final norm does not; None: all of them, and it does."""
 
 
 class Distances(nn.Module):
@@ -251,13 +254,14 @@ class Stack(nn.Module):
             context.layer_inputs = self.layer_embedding(ids, x)
         if self.distances is not None:
             context.distances = self.distances.at(length, x.device)
-        for layer in self.passes():
+        depth = more.get("depth")
+        for layer in islice(self.passes(), depth):
             if trace is not None:
                 trace.hidden_states.append(x)
             x = layer(x, context)
         if cache is not None:
             cache.advance()
-        x = x if self.norm is None else self.norm(x)
+        x = x if self.norm is None or depth is not None else self.norm(x)
         x = x if self.project_out is None else self.project_out(x)
         if trace is not None:
             trace.hidden_states.append(x)

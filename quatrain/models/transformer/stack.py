@@ -36,6 +36,8 @@ class MoreInputs(TypedDict, total=False):
     - `features` (B, …): what the model's frontend reads, pictures (B, C, H, W) or sound. A model without a vocabulary
       reads them alone, an encoder-decoder in place of input_ids, and a decoder beside them: their vectors replace the
       embeddings of the frontend's token.
+    - `vectors`: in place of features, where a part of a text is read. Those tokens (B, T) that are replaced, and the
+      vectors (N, embedding_size) that replace them.
     - `branches` (B, T), with positions, for `hidden_states`: texts in a row share their beginning (0); a token sees it
       and its own branch (1, 2, …). The model's configuration must have `supports_branches`.
     - `routing`, for `hidden_states`: a list to which each mixture of experts adds its decisions.
@@ -43,6 +45,7 @@ class MoreInputs(TypedDict, total=False):
 
     adapters: Sequence[str | None] | None
     features: Tensor | None
+    vectors: tuple[Tensor, Tensor] | None
     branches: Tensor | None
     routing: list[Routing] | None
 
@@ -204,6 +207,8 @@ class Model(Stack):
             embedded = self.embed(new)
             if features is not None:
                 embedded = self._with_vectors(embedded, new, features)
+            if (vectors := more.get("vectors")) is not None:
+                embedded = embedded.masked_scatter(vectors[0][..., None], vectors[1].to(embedded.dtype))
             inputs = StackInput(embedded, positions, segments, token_types)
             if self.soft_prompt is not None:
                 inputs = self.soft_prompt.prepend_to(inputs, first=rows is None or rows.length == 0)
