@@ -247,11 +247,14 @@ class PlainTalk:
         self.explained, self.noted = False, False
         self.params = self._params(options)
         self.messages: list[dict[str, Any]] = []
+        self.pictures: list[dict[str, Any]] = []
+        """The pictures that the next question is about."""
         self.commands: dict[str, Command] = {
             "/system": Command("TEXT", "set the instructions of the model, or remove them", self._set_system),
             "/set": Command("NAME VALUE", "change a setting, such as temperature 0.7", self._set),
             "/settings": Command("", "show the settings", self._settings),
             "/explain": Command("", "show the probability of each token, or no longer", self._explain),
+            "/image": Command("FILE", "show the model a picture with the next question", self._image),
             "/retry": Command("", "answer the last question again", self._retry),
             "/undo": Command("", "take the last question and its answer back", self._undo),
             "/history": Command("", "show the conversation", self._show),
@@ -270,7 +273,9 @@ class PlainTalk:
         """Generates the assistant's turn; an answer that Ctrl-C stops stays as far as it got."""
         from quatrain.cli.output import shortened, show, show_error, show_json, show_text
 
-        messages = self._fitting([*self.messages, {"role": "user", "content": question}])
+        content = [*self.pictures, {"type": "text", "text": question}] if self.pictures else question
+        self.pictures = []
+        messages = self._fitting([*self.messages, {"role": "user", "content": content}])
         text, completion, started = "", None, time.perf_counter()
         ids = self.engine.render(messages, adapter=self.adapter)
         note = None if self.noted else shortened(self.engine, ids, self.params)
@@ -369,6 +374,20 @@ class PlainTalk:
         self.params = self._params(self.options)
         show("(answers are explained)" if self.explained else "(answers are not explained)")
 
+    def _image(self, name: str) -> None:
+        """The picture is kept as a `data:` URI, so that a saved conversation has it."""
+        import base64
+
+        from quatrain.cli.output import show
+        from quatrain.data.images import read_image, to_png
+        from quatrain.generation.pictures import check_reads
+
+        check_reads(self.engine.model.config)
+        pixels = read_image(_file(name, "/image"))
+        uri = "data:image/png;base64," + base64.b64encode(to_png(pixels)).decode()
+        self.pictures.append({"type": "image_url", "image_url": {"url": uri}})
+        show(f"({name}: {pixels.shape[1]}x{pixels.shape[0]} pixels; now ask about it)")
+
     def _retry(self, _: str) -> None:
         question = self._take_back()
         if question is not None:
@@ -378,26 +397,33 @@ class PlainTalk:
         from quatrain.cli.output import show
 
         question = self._take_back()
+        self.pictures = []
         if question is not None:
             show(f"(taken back: {printable_line(question)})")
 
     def _take_back(self) -> str | None:
         """Removes the last question and what follows it; returns the question, None if there is none."""
         from quatrain.cli.output import show
+        from quatrain.data.messages import content_text
+        from quatrain.generation.pictures import is_picture
 
         for place in range(len(self.messages) - 1, -1, -1):
-            if self.messages[place]["role"] == "user":
-                question: str = self.messages[place]["content"]
+            if (message := self.messages[place])["role"] == "user":
+                content = message["content"]
+                self.pictures = [part for part in content if is_picture(part)] if isinstance(content, list) else []
                 self.messages = self.messages[:place]
-                return question
+                return content_text(message)
         show("(nothing was asked yet)")
         return None
 
     def _show(self, _: str) -> None:
         from quatrain.cli.output import show
+        from quatrain.data.messages import content_text
+        from quatrain.generation.pictures import split_pictures
 
         for message in self.messages:
-            show(f"{message['role']}: {message['content']}")
+            pictures = "(picture) " * len(split_pictures([message])[1])
+            show(f"{message['role']}: {pictures}{content_text(message)}")
         if not self.messages:
             show("(nothing was said yet)")
 

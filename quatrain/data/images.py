@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,25 +47,27 @@ def pillow() -> Any:
         return importlib.import_module("PIL.Image")
 
 
-def read_image(source: Any, name: str | None = None) -> Pixels:
+def read_image(
+    source: Any, name: str | None = None, *, max_pixels: int = MAX_PIXELS, animations: bool = True
+) -> Pixels:
     """The pixels (H, W, 3), uint8, of a path, bytes, a `data:` URI, an array or a Pillow image.
 
-    Of an animation it is the first frame. 16 bits become 8; palettes, grey, CMYK and other spaces become RGB;
-    transparent pixels are seen over white; a photograph is turned as its camera says. Arrays are (H, W), (H, W, 1),
-    (H, W, 3) or (H, W, 4), of bytes, or of numbers from 0 to 1. Raises InputError for what is no picture, is broken,
-    truncated or too large; `name` is what the message calls it.
+    Of an animation it is the first frame, unless `animations` are refused. 16 bits become 8; palettes, grey, CMYK and
+    other spaces become RGB; transparent pixels are seen over white; a photograph is turned as its camera says. Arrays
+    are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), of bytes, or of numbers from 0 to 1. Raises InputError for what is no
+    picture, is broken, truncated or larger than `max_pixels`; `name` is what the message calls it.
     """
-    image = pillow()
+    image, read = pillow(), partial(_of_image, max_pixels=max_pixels, animations=animations)
     if isinstance(source, np.ndarray):
         return _of_array(source, name or "the array")
     if isinstance(source, image.Image):
-        return _of_image(source, name or "the picture")
+        return read(source, name or "the picture")
     if isinstance(source, str) and source[:5].lower() == "data:":
         source, name = _decoded(source), name or "the data URI"
     if isinstance(source, bytes):
-        return _of_bytes(source, name or "the bytes")
+        return _opened(source, name or "the bytes", read)
     path = user_path(source, "the picture")
-    return _of_bytes(_bytes_of(path), name or str(path))
+    return _opened(_bytes_of(path), name or str(path), read)
 
 
 def _bytes_of(source: str | Path) -> bytes:
@@ -124,10 +127,6 @@ def _decoded(uri: str) -> bytes:
         raise InputError(f"the data URI: is not base64: {error}") from error
 
 
-def _of_bytes(data: bytes, name: str) -> Pixels:
-    return _opened(data, name, _of_image)
-
-
 def _opened(data: bytes, name: str, read: Callable[[Any, str], T]) -> T:
     """What a function reads of a picture's bytes. Raises InputError for what is no picture, broken or too large."""
     image = pillow()
@@ -148,16 +147,18 @@ def _opened(data: bytes, name: str, read: Callable[[Any, str], T]) -> T:
         raise InputError(f"{name}: is broken or truncated: {str(error) or type(error).__name__}") from error
 
 
-def _check_size(opened: Any, name: str) -> None:
+def _check_size(opened: Any, name: str, most: int = MAX_PIXELS) -> None:
     width, height = opened.size
-    if width * height > MAX_PIXELS:
-        raise InputError(f"{name}: has {width:,}x{height:,} pixels; a picture may have {MAX_PIXELS:,}")
+    if width * height > most:
+        raise InputError(f"{name}: has {width:,}x{height:,} pixels; a picture may have {most:,}")
     if not width or not height:
         raise InputError(f"{name}: has no pixels")
 
 
-def _of_image(opened: Any, name: str) -> Pixels:
-    _check_size(opened, name)
+def _of_image(opened: Any, name: str, *, max_pixels: int, animations: bool) -> Pixels:
+    _check_size(opened, name, max_pixels)
+    if not animations and (frames := getattr(opened, "n_frames", 1)) > 1:
+        raise InputError(f"{name}: is an animation of {frames} frames; send one of them")
     ops = importlib.import_module("PIL.ImageOps")
     turned = ops.exif_transpose(opened)
     if turned.mode.startswith("I;16") or turned.mode == "I":

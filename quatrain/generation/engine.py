@@ -339,8 +339,8 @@ class Engine:
         """The ids of a conversation up to the start of the assistant's turn, from the chat renderer.
 
         Pictures in the content of messages, {"type": "image", "image": …} or OpenAI's `image_url`, become those of
-        `PictureIds`. `variables` are further inputs of the chat template. `continue_final`: the last message is the beginning of the
-        assistant's turn, a text that the model continues.
+        `PictureIds`. `variables` are further inputs of the chat template. `continue_final`: the last message is the
+        beginning of the assistant's turn, a text that the model continues.
         """
         from quatrain.data.records import Messages
         from quatrain.tokenizers.chat import render

@@ -75,12 +75,12 @@ def split_pictures(messages: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Mapp
     changed: list[Mapping[str, Any]] = []
     for number, message in enumerate(messages):
         content = message.get("content") if isinstance(message, Mapping) else None
-        if not isinstance(content, list) or not any(map(_is_picture, content)):
+        if not isinstance(content, list) or not any(map(is_picture, content)):
             changed.append(message)
             continue
         parts = []
         for part in content:
-            if _is_picture(part):
+            if is_picture(part):
                 pictures.append(_picture_of(part, number))
                 part = {"type": "image"}
             parts.append(part)
@@ -90,7 +90,8 @@ def split_pictures(messages: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Mapp
     return messages.of(changed) if isinstance(messages, Messages) else changed, pictures  # type: ignore[arg-type]
 
 
-def _is_picture(part: Any) -> bool:
+def is_picture(part: Any) -> bool:
+    """Whether a part of a message is a picture."""
     return isinstance(part, Mapping) and part.get("type") in ("image", "image_url", "input_image")
 
 
@@ -101,4 +102,4 @@ def _picture_of(part: Mapping[str, Any], number: int) -> Any:
             value = value.get("url")
         if value is not None:
             return value
-    raise InputError(f"message {number}: a part {format_value(dict(part), 60)} has no picture; give it as \"image\"")
+    raise InputError(f'message {number}: a part {format_value(dict(part), 60)} has no picture; give it as "image"')

@@ -207,7 +207,7 @@ class ModelRunner:
         text_lengths = lengths
         parts = []
         for rows in self._groups(text_lengths):
-            own = tuple(None if each is None else each[rows] for each in (sources, vectors))
+            own = _part(sources, rows), _part(vectors, rows)
             length = max(text_lengths[rows])
             parts.append(self._forward(first + rows.start, tokens[rows], adapters[rows], own, length, every))
         width = max(map(len, tokens))
@@ -294,9 +294,7 @@ class ModelRunner:
         return logits
 
 
-def _placed(
-    ids: Tensor, vectors: Sequence[Tensor | None], token: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _placed(ids: Tensor, vectors: Sequence[Tensor | None], token: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The places (B, T) of vectors, which are those of the first image tokens of each row, and the vectors (N, C)."""
     counts = torch.tensor([0 if each is None else len(each) for each in vectors])
     found = ids == token
@@ -377,7 +375,7 @@ class SearchBatch:
         parts, start = [], 0
         for _, group in groupby(names):
             rows = slice(start, start + len(list(group)))
-            own, seen = (None if each is None else each[rows] for each in (sources, vectors))
+            own, seen = _part(sources, rows), _part(vectors, rows)
             parts.append(self.runner.read(start, tokens[rows], adapters=names[rows], sources=own, vectors=seen))
             start = rows.stop
         return torch.cat(parts)

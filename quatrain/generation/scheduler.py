@@ -44,7 +44,7 @@ FIRST_ROOM = 256
 """New tokens for which a sequence that starts gets room at once; more room follows when it is needed."""
 
 Key = tuple[str | None, bytes | tuple[int, ...] | None]
-"""What besides its tokens determines a slot's keys and values: the adapter, and the pictures or what the encoder read."""
+"""What besides its tokens determines a slot's keys and values: the adapter, and the pictures or the encoder's input."""
 
 
 class Search(Protocol):

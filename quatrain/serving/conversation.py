@@ -35,6 +35,7 @@ from quatrain.retrieval.index import Index
 from quatrain.serving.errors import ApiError
 from quatrain.serving.labels import Labelling
 from quatrain.serving.models import Loaded, ModelRegistry
+from quatrain.serving.pictures import opened
 from quatrain.serving.settings import ServerSettings
 from quatrain.serving.worker import CompletionGroup
 from quatrain.tasks.task import Database
@@ -184,7 +185,7 @@ class Service:
                 tokenizer: Any = engine.tokenizer_of(adapter)
                 grammar = turn_grammar(job.tools or (), form, lambda mark: special_token_id(tokenizer, mark))
                 job.sampling.fields["grammar"] = grammar
-            return [rendered(job, engine, adapter)]
+            return [rendered(job, engine, adapter, self.settings)]
 
         async with self._run(job.model, prepare, job.sampling, 1, "messages") as run:
             engine, adapter = run.loaded.engine, run.adapter
@@ -196,7 +197,7 @@ class Service:
     async def rendered(self, job: ChatJob) -> list[int]:
         """The ids of a conversation as the model would read it. Raises ApiError and InputError."""
         async with self.registry.use(job.model) as (loaded, adapter):
-            ids: list[int] = await self.in_thread(rendered, job, loaded.engine, adapter)
+            ids: list[int] = await self.in_thread(rendered, job, loaded.engine, adapter, self.settings)
             return ids
 
     @asynccontextmanager
@@ -339,10 +340,11 @@ class Run:
         return Event(index, deltas, tokens, ids, finish, completion)
 
 
-def rendered(job: ChatJob, engine: Engine, adapter: str | None) -> list[int]:
+def rendered(job: ChatJob, engine: Engine, adapter: str | None, settings: ServerSettings) -> list[int]:
     """The ids of a conversation up to the start of the answer. Raises ApiError and InputError."""
+    messages = opened(job.messages, engine.model.config, settings)
     return engine.render(
-        prepared_messages(job.messages, _template_of(engine, adapter)),
+        prepared_messages(messages, _template_of(engine, adapter)),
         job.tools if job.tool_choice != "none" else None,
         adapter,
         variables=_checked_variables(job.variables, engine.tokenizer_of(adapter)),

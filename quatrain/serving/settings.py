@@ -35,6 +35,10 @@ class ServerSettings:
     """The most bytes of a request."""
     max_messages: int = 2048
     """The most messages of a conversation, or texts of a request for embeddings."""
+    max_pictures: int = 16
+    """The most pictures of a conversation."""
+    max_pixels: int = 25_000_000
+    """The most pixels of a picture."""
     max_n: int = 16
     """The most completions of a prompt."""
     max_prompts: int = 128

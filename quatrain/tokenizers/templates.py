@@ -8,9 +8,9 @@ assistant's content is dropped, so that a rendered prompt is a prefix of the ren
 Sources: ChatML is OpenAI's chat markup with Qwen 2.5's tool format and Qwen 3's reasoning format; Llama 2 (Touvron et
 al. 2023, arXiv 2307.09288); Llama 3 and 3.1 with function calls (Dubey et al. 2024, arXiv 2407.21783); Gemma (Gemma
 Team 2024, arXiv 2403.08295; the system message is put before the first turn, as in Gemma 3); Phi-3 (Abdin et al. 2024,
-arXiv 2404.14219); Alpaca (Taori et al. 2023); LLaVA 1.5 (Liu et al. 2023, arXiv 2310.03744), whose pictures are the token
-`<image>`, which a tokenizer must know; `plain` needs no special token. A template that comes with a checkpoint
-takes precedence.
+arXiv 2404.14219); Alpaca (Taori et al. 2023); LLaVA 1.5 (Liu et al. 2023, arXiv 2310.03744), whose pictures are tokens
+`<image>` that a tokenizer must know; `plain` needs no special token. A template that comes with a checkpoint takes
+precedence.
 
 A tokenizer's own templates are read as transformers reads them: `tokenizer_config.json` has one template or a list of
 named ones; the files `chat_template.jinja` (the default) and `additional_chat_templates/NAME.jinja` replace them all.
@@ -56,6 +56,8 @@ DEFAULT = "default"
 TOOL_USE = "tool_use"
 TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates"
+PROCESSOR_FILE = "chat_template.json"
+"""The template of a model that reads more than text, in older folders (LLaVA 1.5)."""
 
 
 def named_templates(value: Any) -> dict[str, str]:
@@ -90,6 +92,8 @@ def template_files(folder: Path) -> dict[str, str]:
     templates = {}
     if os.path.lexists(folder / TEMPLATE_FILE):
         templates[DEFAULT] = read_text(folder / TEMPLATE_FILE, 4 * MAX_SOURCE)
+    elif os.path.lexists(folder / PROCESSOR_FILE):
+        templates |= named_templates(read_json(folder / PROCESSOR_FILE, dict).get("chat_template"))
     for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja")):
         templates[path.name.removesuffix(".jinja")] = read_text(path, 4 * MAX_SOURCE)
     return templates

@@ -89,5 +89,3 @@ def _questions(
         absent = [pair for pair in PAIRS if pair not in pairs_there and (pair[0] == about[0]) != (pair[1] == about[1])]
     missing = absent[int(draw.integers(len(absent)))]
     yield Question(f"is there {named(*missing)}?", "no", "yes or no")
-
-

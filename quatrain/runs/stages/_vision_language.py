@@ -95,9 +95,7 @@ def questioned(settings: VisionLanguageStage, context: StageContext) -> PictureS
     return pictures
 
 
-def setup(
-    settings: VisionLanguageStage, context: StageContext, pictures: PictureSet, joined: Joined
-) -> TrainingJob:
+def setup(settings: VisionLanguageStage, context: StageContext, pictures: PictureSet, joined: Joined) -> TrainingJob:
     """The training job of the stage on these pictures."""
     model = with_dropout(joined.model, settings.train.dropout)
     freeze(model, settings.learns)
@@ -209,9 +207,7 @@ def _without_tokenizer(folder: Any) -> Model:
     return load_weights(folder)
 
 
-def _decoder(
-    settings: VisionLanguageStage, context: StageContext, pictures: PictureSet
-) -> tuple[Model, Tokenizer]:
+def _decoder(settings: VisionLanguageStage, context: StageContext, pictures: PictureSet) -> tuple[Model, Tokenizer]:
     """The decoder, new or of a folder, and its tokenizer, which knows the image token and a chat template."""
     if settings.decoder is not None:
         model, tokenizer = load_model(resolve(settings.decoder))
@@ -260,9 +256,7 @@ def encoded(pictures: Sequence[Picture], joined: Joined, *, blind: bool) -> list
     return chats
 
 
-def score(
-    joined: Joined, pictures: PictureSet, result: StageResult, context: StageContext, *, blind: bool
-) -> None:
+def score(joined: Joined, pictures: PictureSet, result: StageResult, context: StageContext, *, blind: bool) -> None:
     """Asks every question about every held-out picture alone, and adds what is right beside the commonest answers.
 
     A model that has seen pictures is also asked without them.

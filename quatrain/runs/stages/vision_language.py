@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from quatrain.core.settings import Listing, Problem
-from quatrain.runs.settings import RecipeSettings, StageSettings
+from quatrain.runs.settings import StageSettings
 from quatrain.runs.stage import Lesson, StageSpec, deferred
 from quatrain.runs.stages.vision import picture_problems
 from quatrain.training.settings import TrainSettings

@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from quatrain.generation.pictures import is_picture
 from quatrain.generation.turns import Delta
 from quatrain.serving.conversation import ChatJob, Event, Run, Service, Token, check_text
 from quatrain.serving.errors import ApiError
+from quatrain.serving.pictures import picture_part
 from quatrain.serving.protocols.common import Form, SamplingForm, new_id
 from quatrain.serving.protocols.events import EventStream, Json, sse, unless_gone
 
@@ -62,8 +64,9 @@ class MessageForm(Form):
     reasoning: str | None = None
 
     def message(self, place: str) -> dict[str, Any]:
-        """The message for the renderer. Raises ApiError for content that is not text."""
-        result: dict[str, Any] = {"role": self.role, "content": text_of(self.content, place)}
+        """The message for the renderer. Raises ApiError for content that is neither text nor, of a user, a picture."""
+        content = content_of(self.content, place) if self.role == "user" else text_of(self.content, place)
+        result: dict[str, Any] = {"role": self.role, "content": content}
         for name in ("name", "tool_call_id", "reasoning_content"):
             if (value := getattr(self, name)) is not None:
                 check_text(value, f"{place}.{name}")
@@ -128,6 +131,18 @@ class ChatForm(SamplingForm):
             variables,
             bool(self.continue_final_message),
         )
+
+
+def content_of(content: str | Sequence[dict[str, Any]] | None, place: str) -> str | list[dict[str, Any]]:
+    """The content of a user's message: its text, or its parts if there are pictures. Raises ApiError for other parts."""
+    if not isinstance(content, list) or not any(map(is_picture, content)):
+        return text_of(content, place)
+    return [
+        picture_part(part, f"{place}.content.{number}")
+        if is_picture(part)
+        else {"type": "text", "text": text_of([part], f"{place}.content.{number}")}
+        for number, part in enumerate(content)
+    ]
 
 
 def text_of(content: str | Sequence[dict[str, Any]] | None, place: str) -> str:

@@ -13,6 +13,7 @@ from pydantic import Field
 from quatrain.generation.turns import Delta
 from quatrain.serving.conversation import ChatJob, Event, Run, Sampling, Service, check_text
 from quatrain.serving.errors import ApiError
+from quatrain.serving.pictures import picture_part
 from quatrain.serving.protocols.chat import calls_of
 from quatrain.serving.protocols.common import Form, checked_stop, new_id
 from quatrain.serving.protocols.events import EventStream, Json, sse, unless_gone
@@ -97,6 +98,7 @@ def _messages(message: MessageForm, place: str) -> list[dict[str, Any]]:
     texts: list[str] = []
     calls: list[dict[str, Any]] = []
     reasoning: list[str] = []
+    pictures: list[dict[str, Any]] = []
     for number, block in enumerate(message.content):
         where, kind = f"{place}.content.{number}", block.get("type")
         if kind == "text":
@@ -107,16 +109,31 @@ def _messages(message: MessageForm, place: str) -> list[dict[str, Any]]:
         elif kind == "tool_result" and message.role == "user":
             text = _text(block.get("content") or "", where)
             result.append({"role": "tool", "tool_call_id": str(block.get("tool_use_id", "")), "content": text})
+        elif kind == "image" and message.role == "user":
+            pictures.append(_picture(block.get("source"), where))
         elif kind == "thinking" and isinstance(block.get("thinking"), str):
             reasoning.append(block["thinking"])
         elif kind != "redacted_thinking":
             raise ApiError(400, f"{where}: a block of type {str(kind)[:40]!r} cannot be read here.", param=where)
-    if texts or calls or not result:
-        own: dict[str, Any] = {"role": message.role, "content": "".join(texts)}
+    if texts or calls or pictures or not result:
+        text = "".join(texts)
+        content = [*pictures, {"type": "text", "text": text}] if pictures else text
+        own: dict[str, Any] = {"role": message.role, "content": content}
         own |= {"tool_calls": calls} if calls else {}
         own |= {"reasoning_content": "".join(reasoning)} if reasoning else {}
         result.append(own)
     return result
+
+
+def _picture(source: Any, where: str) -> dict[str, Any]:
+    """A picture of Anthropic's form as one of OpenAI's. Raises ApiError."""
+    source = source if isinstance(source, dict) else {}
+    if source.get("type") == "url":
+        return picture_part({"image_url": source.get("url")}, where)
+    kind, data = source.get("media_type"), source.get("data")
+    if source.get("type") != "base64" or not isinstance(kind, str) or not isinstance(data, str):
+        raise ApiError(400, f"{where}.source: must have type base64, media_type and data.", param=where)
+    return picture_part({"image_url": f"data:{kind};base64,{data}"}, where)
 
 
 def _text(content: str | list[dict[str, Any]], where: str) -> str:

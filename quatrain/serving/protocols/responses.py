@@ -12,7 +12,7 @@ from pydantic import Field
 from quatrain.generation.turns import Delta
 from quatrain.serving.conversation import ChatJob, Run, Service, check_text
 from quatrain.serving.errors import ApiError
-from quatrain.serving.protocols.chat import FunctionForm, text_of, tool_choice_of
+from quatrain.serving.protocols.chat import FunctionForm, content_of, text_of, tool_choice_of
 from quatrain.serving.protocols.common import SamplingForm, new_id, response_format_fields, validated
 from quatrain.serving.protocols.events import EventStream, Json, sse, unless_gone
 
@@ -81,7 +81,8 @@ def _add_item(messages: list[dict[str, Any]], item: dict[str, Any], place: str) 
         if not isinstance(content, str | list):
             raise ApiError(400, f"{place}.content: must be a text or a list of parts.", param=place)
         parts = [part if isinstance(part, dict) else {} for part in content] if isinstance(content, list) else content
-        messages.append({"role": item["role"], "content": text_of(parts, place)})
+        read = content_of if item["role"] == "user" else text_of
+        messages.append({"role": item["role"], "content": read(parts, place)})
     elif kind == "function_call" and isinstance(item.get("name"), str):
         function = {"name": item["name"], "arguments": item.get("arguments") or "{}"}
         call = {"id": str(item.get("call_id", "")), "type": "function", "function": function}

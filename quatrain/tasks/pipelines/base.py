@@ -221,8 +221,15 @@ class Pipeline(ABC):
         return {}
 
     def refusal(self, inputs: Any, parameters: Mapping[str, Any]) -> str:
-        """Why a server must not answer this; "" where it may."""
-        return ""
+        """Why a server must not answer this; "" where it may: it does not read its own files for whoever asks."""
+        first = self.fields[0]
+        if first.kind != "file":
+            return ""
+        one = [inputs] if self.is_one(inputs) else inputs
+        values = [each.get(first.name) if isinstance(each, Mapping) else each for each in one]
+        if all(isinstance(value, str) and value[:5].lower() == "data:" for value in values):
+            return ""
+        return f"{first.name}: a server does not read its own files; send a data URI (data:image/png;base64,…)."
 
     def settings(self, given: Mapping[str, Any]) -> Any:
         """The options of a call. Raises InputError, all problems at once, that names the options of the task."""

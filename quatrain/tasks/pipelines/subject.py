@@ -57,6 +57,7 @@ def engine_of(subject: Subject) -> Engine:
     """The subject's engine, or one for its model."""
     if subject.engine is None:
         subject.engine = Engine(subject.model, subject.tokenizer, target_tokenizer=subject.target_tokenizer())
+        subject.engine.processor = subject.processor()
     return subject.engine
 
 
