@@ -294,6 +294,11 @@ class ModelRunner:
         return logits
 
 
+def _part(values: Any, rows: slice) -> Any:
+    """The values of some rows; None for none."""
+    return None if values is None else values[rows]
+
+
 def _placed(ids: Tensor, vectors: Sequence[Tensor | None], token: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The places (B, T) of vectors, which are those of the first image tokens of each row, and the vectors (N, C)."""
     counts = torch.tensor([0 if each is None else len(each) for each in vectors])

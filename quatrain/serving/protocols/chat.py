@@ -134,7 +134,7 @@ class ChatForm(SamplingForm):
 
 
 def content_of(content: str | Sequence[dict[str, Any]] | None, place: str) -> str | list[dict[str, Any]]:
-    """The content of a user's message: its text, or its parts if there are pictures. Raises ApiError for other parts."""
+    """The content of a user's message: its text, or its parts if there are pictures. Raises ApiError for others."""
     if not isinstance(content, list) or not any(map(is_picture, content)):
         return text_of(content, place)
     return [

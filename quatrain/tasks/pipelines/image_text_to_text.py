@@ -1,8 +1,8 @@
-"""Questions about pictures, answered by a decoder that reads them (LLaVA). Names are those of Hugging Face's pipeline."""
+"""Questions about pictures for a decoder that reads them (LLaVA). Names are those of Hugging Face's pipeline."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from quatrain.core.settings import Settings
