@@ -31,6 +31,7 @@ from quatrain.generation.choosing import TokenChooser
 from quatrain.generation.engine import Completion, Engine
 from quatrain.generation.filters import processors
 from quatrain.generation.params import SamplingParams
+from quatrain.generation.pictures import reads_pictures, split_pictures
 from quatrain.generation.requests import SequenceState
 from quatrain.generation.runner import context_limit
 from quatrain.models.transformer.stack import Model
@@ -193,6 +194,7 @@ def describe(engine: Engine, adapter: str | None) -> dict[str, Any]:
     defaults = {control["name"]: control["default"] for control in decoding_controls()}
     return {
         "chat": _has_chat(engine, adapter),
+        "pictures": reads_pictures(config) and engine.processor is not None,
         "context": context_limit(engine.model, adapter),
         "layers": config.num_hidden_layers,
         "heads": config.num_attention_heads,
@@ -232,6 +234,10 @@ def text_of(engine: Engine, ids: Sequence[int]) -> dict[str, Any]:
 def read(engine: Engine, adapter: str | None, text: Text) -> tuple[list[int], list[int]]:
     """The ids of a conversation and of its answer. A model without a chat template continues the messages' text."""
     if _has_chat(engine, adapter):
+        if split_pictures(text.messages)[1]:
+            raise InputError(
+                "messages: have pictures; the tokens of an answer about a picture are neither shown nor branched here."
+            )
         before = engine.render(text.messages, adapter=adapter)
     else:
         before = engine.encode("\n".join(str(message.get("content", "")) for message in text.messages), adapter)

@@ -5,6 +5,7 @@ import { RequestError, call, stream } from "./client.js";
 import { drawControls, requestFields } from "./controls.js";
 import { byId, download, element } from "./dom.js";
 import { drawMessages, editor, fill } from "./messages.js";
+import { Pictures } from "./pictures.js";
 import { closeCard } from "./tokens.js";
 import { Conversation, exported, imported, newId } from "./tree.js";
 
@@ -173,6 +174,7 @@ function notice(text) {
 }
 
 const say = (text) => (byId("status").textContent = text);
+const pictures = new Pictures(say, notice);
 
 function guarded(action) {
   return async (...values) => {
@@ -213,6 +215,7 @@ const choose = guarded(async (side, name) => {
   save();
   drawModels();
   const description = await describe(name);
+  if (state.sides.A.model === name && description) pictures.allow(description.pictures === true && !state.database, name);
   if (state.sides.A.model === name && description && !state.database) {
     const context = description.context ? `Its context has ${description.context.toLocaleString()} tokens.` : "";
     state.hint = description.chat ? context : `${name} has no chat template: it continues your text. ${context}`;
@@ -284,14 +287,15 @@ async function generate(parent, side, { pair, begin = null, branched } = {}) {
     const asked = begin ? null : question(parent, model);
     let pieces;
     if (description.chat && !begin) pieces = stream("/v1/chat/completions", { ...fields, messages: asked.messages }, abort.signal);
+    else if (begin?.messages) pieces = stream("/v1/chat/completions", { ...fields, messages: begin.messages, continue_final_message: true }, abort.signal);
     else {
       const { ids, room } = begin ?? (await call("/api/prompt", asked));
       if (!room) throw new RequestError("The model's context is full.", 400);
       const max_tokens = Math.min(room, description.settings.max_new_tokens ?? room);
       pieces = stream("/v1/completions", { max_tokens, ...fields, prompt: ids }, abort.signal);
     }
-    const ids = begin ? [...begin.answer] : [];
-    let exact = true;
+    const ids = begin?.answer ? [...begin.answer] : [];
+    let exact = !begin || Boolean(begin.answer);
     let count = 0;
     for await (const piece of pieces) {
       if (piece.text || piece.reasoning) {
@@ -359,8 +363,8 @@ const actions = {
     const box = messages.querySelector(`[data-node="${CSS.escape(node.id)}"]`);
     const finish = guarded(async (text) => {
       if (node.role === "user") {
-        if (!text.trim()) return;
-        const { id } = state.conversation.add(node.parent, { role: "user", content: text });
+        if (!text.trim() && !node.images?.length) return;
+        const { id } = state.conversation.add(node.parent, { role: "user", content: text, images: node.images });
         await answerAll(id);
         return;
       }
@@ -378,6 +382,11 @@ const actions = {
   },
   regenerate: (node) => generate(node.parent, sideOf(node)),
   continue: alone(async (node) => {
+    if (state.conversation.hasPictures(node.parent)) {
+      if (!node.content) return actions.regenerate(node);
+      const asked = [...actions.asked(node).messages, { role: "assistant", content: node.content }];
+      return generate(node.parent, sideOf(node), { begin: { model: node.model, text: node.content, messages: asked }, branched: "continued" });
+    }
     const { ids, answer, room } = await call("/api/prompt", { ...actions.asked(node), content: node.content, ids: node.ids });
     if (!answer) return actions.regenerate(node);
     await generate(node.parent, sideOf(node), {
@@ -469,14 +478,14 @@ function close(name) {
 
 function send() {
   const text = byId("question").value;
-  if (!text.trim() || isBusy()) return;
+  if ((!text.trim() && !pictures.urls.length) || isBusy()) return;
   byId("question").value = "";
-  ask(text);
+  ask(text, pictures.take());
 }
 
-function ask(text) {
+function ask(text, images = []) {
   if (isBusy()) return;
-  const { id } = state.conversation.add(state.conversation.leaf, { role: "user", content: text });
+  const { id } = state.conversation.add(state.conversation.leaf, { role: "user", content: text, ...(images.length && { images }) });
   answerAll(id);
 }
 

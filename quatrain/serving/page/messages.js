@@ -48,7 +48,7 @@ export function fill(box, node, view, actions) {
   const running = view.running.has(node.id);
   box.querySelector(".facts").textContent = facts(node, running);
   if (node.role === "user") {
-    text.textContent = node.content;
+    text.replaceChildren(...drawPictures(node.images), node.content);
     return;
   }
   const parts = [];
@@ -60,6 +60,13 @@ export function fill(box, node, view, actions) {
   text.replaceChildren(...parts);
   text.classList.toggle("cursor", running);
   box.setAttribute("aria-busy", String(running));
+}
+
+// The pictures of a message. They are named by their places: a picture has no name that survives.
+export function drawPictures(images) {
+  if (!images?.length) return [];
+  const drawn = images.map((src, place) => element("img", { src, alt: `Picture ${place + 1} of ${images.length}`, loading: "lazy" }));
+  return [element("div", { class: "pictures" }, drawn)];
 }
 
 const ENDS = { length: "cut at the limit", stopped: "stopped", stop: "", edited: "edited", error: "failed", tool_calls: "calls a tool" };

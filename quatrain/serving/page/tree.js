@@ -31,7 +31,7 @@ export class Conversation {
     this.nodes.set(node.id, node);
     this.children(parent).push(node.id);
     this.leaf = node.id;
-    if (!this.title && node.role === "user") this.title = node.content.trim().slice(0, 60);
+    if (!this.title && node.role === "user") this.title = node.content.trim().slice(0, 60) || "A picture";
     return node;
   }
 
@@ -69,8 +69,12 @@ export class Conversation {
 
   // What the model reads to answer after `id`.
   messages(id) {
-    const said = this.path(id).map(({ role, content }) => ({ role, content }));
+    const said = this.path(id).map(({ role, content, images }) => ({ role, content: images?.length ? parts(content, images) : content }));
     return this.system ? [{ role: "system", content: this.system }, ...said] : said;
+  }
+
+  hasPictures(id) {
+    return this.path(id).some((node) => node.images?.length);
   }
 
   toJSON() {
@@ -116,12 +120,24 @@ export class Conversation {
   }
 }
 
+// A message with pictures in OpenAI's form.
+function parts(text, images) {
+  const pictures = images.map((url) => ({ type: "image_url", image_url: { url } }));
+  return text ? [...pictures, { type: "text", text }] : pictures;
+}
+
+const PICTURE = /^data:image\/(png|jpeg);base64,[A-Za-z0-9+/=]*$/;
+
 function cleaned(node) {
   const kept = { role: node.role, content: node.content.slice(0, LONGEST), created: String(node.created ?? "") };
   for (const name of ["model", "finish", "error", "pair", "branched", "reasoning", "prompt"])
     if (typeof node[name] === "string") kept[name] = node[name];
   for (const name of ["settings", "timings", "database"])
     if (typeof node[name] === "object" && node[name] !== null) kept[name] = JSON.parse(JSON.stringify(node[name]));
+  if (node.role === "user" && Array.isArray(node.images)) {
+    const images = node.images.filter((url) => typeof url === "string" && url.length < LONGEST && PICTURE.test(url));
+    if (images.length) kept.images = images;
+  }
   if (Array.isArray(node.ids) && node.ids.every((id) => Number.isInteger(id) && id >= 0)) kept.ids = [...node.ids];
   return kept;
 }

@@ -28,7 +28,7 @@ HEADERS = {
             "default-src 'none'",
             "script-src 'self'",
             "style-src 'self'",
-            "img-src 'self'",
+            "img-src 'self' data:",  # The pictures of a conversation.
             "connect-src 'self'",
             "base-uri 'none'",
             "form-action 'none'",

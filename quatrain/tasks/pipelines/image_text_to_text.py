@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from quatrain.core.settings import Settings
-from quatrain.generation.pictures import is_picture
-from quatrain.tasks.pipelines.base import Alias, Field
+from quatrain.tasks.pipelines.base import Alias, Field, Pipeline, is_chat
 from quatrain.tasks.pipelines.text_generation import TextGeneration, TextGenerationOptions
 
 
@@ -58,16 +57,11 @@ class ImageTextToText(TextGeneration):
         return super()._text(given, text, options) if "messages" in given else text.strip()
 
     def refusal(self, inputs: Any, parameters: Mapping[str, Any]) -> str:
-        """As of other files; a chat's pictures are data URIs too."""
-        chats = [each for each in (inputs if isinstance(inputs, list) else [inputs]) if isinstance(each, Mapping)]
-        messages = [message for each in chats for message in each.get("messages") or [each]]
-        parts = [part for message in messages if isinstance(message, Mapping)
-                 for part in (message.get("content") if isinstance(message.get("content"), list) else [])]  # fmt: skip
-        if any(map(is_picture, parts)):
-            return "messages: pictures in chats are read at /v1/chat/completions alone."
-        if any("messages" in each or "role" in each for each in chats):
-            return ""
-        return super().refusal(inputs, parameters)
+        """As of chats, and of other tasks that read files."""
+        chats = [inputs] if self.is_one(inputs) else inputs
+        if all(is_chat(each) or (isinstance(each, Mapping) and "messages" in each) for each in chats):
+            return super().refusal(inputs, parameters)
+        return Pipeline.refusal(self, inputs, parameters)
 
     def line(self, text: str, value: Any) -> str:
         return "\n".join(f"{each['generated_text']}\t{text}" for each in value)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from quatrain.core.settings import Settings
+from quatrain.generation.pictures import split_pictures
 from quatrain.tasks.pipelines.base import Alias, Field, is_chat
 from quatrain.tasks.pipelines.generating import GeneratingPipeline, GenerationOptions
 
@@ -69,6 +70,14 @@ class TextGeneration(GeneratingPipeline):
         if _continues(given, options):
             return [*messages[:-1], messages[-1] | {"content": messages[-1]["content"] + text}]
         return [*messages, {"role": "assistant", "content": text}]
+
+    def refusal(self, inputs: Any, parameters: Mapping[str, Any]) -> str:
+        """A chat may name pictures by their paths, and a server must not read its own files for whoever asks."""
+        chats = [inputs] if self.is_one(inputs) else list(inputs)
+        messages = [each["messages"] if isinstance(each, Mapping) and "messages" in each else each for each in chats]
+        if any(is_chat(each) and split_pictures(each)[1] for each in messages):
+            return "messages: pictures of chats are read at /v1/chat/completions alone."
+        return ""
 
     def served_options(self) -> dict[str, Any]:
         return {"return_full_text": False}
