@@ -150,7 +150,8 @@ def test_shapes_hold_out_pairs_of_known_colours_and_shapes(monkeypatch: pytest.M
     assert {colour for colour, _ in seen} == set(shapes.COLOURS) and {shape for _, shape in seen} == set(shapes.SHAPES)
     for picture in one.train:
         _, _, colour, shape = picture.caption.split()
-        assert (colour, shape) in seen and dict(picture.questions)["what colour is it?"] == colour
+        answers = {question.text: question.answer for question in picture.questions}
+        assert (colour, shape) in seen and answers["what colour is it?"] == colour
     for picture in one.held_out["combinations never seen"]:
         assert tuple(picture.caption.split()[2:]) in shapes.UNSEEN
 

@@ -21,6 +21,7 @@ from quatrain.serving.protocols.common import Form
 from quatrain.serving.protocols.events import EventStream, Json, sse, unless_gone
 from quatrain.tasks.pipelines import Pipeline, pipeline_class, task_of_head
 from quatrain.tasks.pipelines.generating import GeneratingPipeline
+from quatrain.tasks.pipelines.subject import reads_of
 
 TEXT_KEYS = ("generated_text", "summary_text", "translation_text")
 """The keys of texts by the tasks of encoder-decoders. An address that names no task is answered with all of them."""
@@ -58,8 +59,8 @@ class InferenceForm(Form):
         return values
 
 
-def task_for(head: str, form: InferenceForm, given: Mapping[str, Any]) -> str:
-    """The task of a request whose address names none."""
+def task_for(config: Any, form: InferenceForm, given: Mapping[str, Any]) -> str:
+    """The task of a request whose address names none, to a model of this configuration."""
     first = form.inputs[0] if isinstance(form.inputs, list) and form.inputs else form.inputs
     fields = set(first) if isinstance(first, Mapping) else set()
     if "candidate_labels" in given:
@@ -68,7 +69,7 @@ def task_for(head: str, form: InferenceForm, given: Mapping[str, Any]) -> str:
         return "sentence-similarity"
     if fields & {"table", "query"}:
         return "table-question-answering"
-    return task_of_head(head)
+    return task_of_head(config.head, reads_of({"model_type": config.family}))
 
 
 async def answer(service: Service, form: InferenceForm, request: Any, model: str | None, task: str | None) -> Any:
@@ -76,7 +77,7 @@ async def answer(service: Service, form: InferenceForm, request: Any, model: str
     given = form.given()
     async with AsyncExitStack() as stack:
         loaded, adapter = await stack.enter_async_context(service.registry.use(model))
-        name = task or task_for(loaded.model.config.head, form, given)
+        name = task or task_for(loaded.model.config, form, given)
         if name == "feature-extraction" and loaded.model.config.head == "embedding":
             name = "sentence-embeddings"
         pipe: Any = await service.in_thread(loaded.pipeline, name)

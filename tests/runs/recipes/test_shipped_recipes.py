@@ -197,9 +197,9 @@ QUICK = ["gpt-pretrain", "bert-pretrain", "t5-pretrain", "sentiment", "ner"]
 ELSEWHERE = {"agent", "tool-sft", "quickstart", "sherlock", "shakespeare-char", "arithmetic-grpo", "calculator-grpo",
              "sentiment-gpt2", "sentiment-ppo", "sentiment-control", "grpo-sql", "ladder", "activity", "word2vec",
              "dialogue-prompting", "soft-hard", "sql-agent-grpo", "rag", "curated", "project", "contacts",
-             "spoken-digits", "images", "clip-shapes"}  # fmt: skip
+             "spoken-digits", "images", "clip-shapes", "picture-qa"}  # fmt: skip
 """Recipes that the tests of the README, the quickstart, word vectors, agents, alignment, prompting, projects and
-pictures, and of the stages grpo, ladder, series, contacts, speech, curate and retrieval run."""
+pictures, and of the stages grpo, ladder, series, contacts, speech, curate, retrieval and vision-language run."""
 
 
 def test_every_recipe_is_run_somewhere() -> None:
