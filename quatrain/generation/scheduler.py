@@ -346,12 +346,20 @@ class Scheduler:
         self._make_room(max(needed, min(2 * cache.max_length, max(map(self._longest, rows)))), needed)
         sources = None if slots[0].is_encoded or not self.runner.has_encoder else [row.source for row in rows]
         adapters = [row.adapter for row in rows]
-        more = {"sources": sources, "text_lengths": totals, "every": every, "decoding": decoding}
+        vectors = None
         if not decoding and not self.runner.has_encoder and any(row.features is not None for row in rows):
-            more["vectors"] = [
-                self.runner.vectors_of(row, ids, slot.tokens) for row, ids, slot in zip(rows, tokens, slots)
-            ]
-        logits = self.runner.read(first, tokens, adapters=adapters, **more)
+            seen = zip(rows, tokens, slots)
+            vectors = [self.runner.vectors_of(row, ids, slot.tokens) for row, ids, slot in seen]
+        logits = self.runner.read(
+            first,
+            tokens,
+            adapters=adapters,
+            sources=sources,
+            vectors=vectors,
+            text_lengths=totals,
+            every=every,
+            decoding=decoding,
+        )
         for slot, ids, total in zip(slots, tokens, totals):
             if slot.exact == len(slot.tokens) and not (decoding and self.runner.rounds_inputs):
                 slot.exact += len(ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -104,11 +105,11 @@ def test_scenes_have_an_answer_of_each_kind_and_pairs_that_are_never_learned() -
     assert answers["yes"] == answers["no"] == 80
     for picture in learned:
         words = picture.caption.replace(",", "").split()
-        assert not any((colour, shape) in shapes.UNSEEN for colour, shape in zip(words, words[1:], strict=False))
+        assert not any((colour, shape) in shapes.UNSEEN for colour, shape in pairwise(words))
     for number in range(20):
         picture = scenes.draw_scene((0, 5, number), seen, sorted(shapes.UNSEEN))
         words = picture.caption.replace(",", "").split()
-        assert any((colour, shape) in shapes.UNSEEN for colour, shape in zip(words, words[1:], strict=False))
+        assert any((colour, shape) in shapes.UNSEEN for colour, shape in pairwise(words))
 
 
 def test_pictures_without_questions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
