@@ -65,5 +65,6 @@ def _decoded(part: Mapping[str, Any], settings: ServerSettings) -> Mapping[str, 
     try:
         pixels = read_image(source, place, max_pixels=settings.max_pixels, animations=False)
     except InputError as error:
-        raise ApiError(400, str(error), param=place, code="invalid_image") from error
+        message = str(error) if str(error).startswith(place) else f"{place}: {error}"
+        raise ApiError(400, message, param=place, code="invalid_image") from error
     return {"type": "image", "image": pixels}
