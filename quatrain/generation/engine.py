@@ -367,7 +367,7 @@ class Engine:
         return self.with_pictures(ids, pictures, adapter) if pictures else ids
 
     def with_pictures(
-        self, prompt: str | Sequence[int], pictures: Sequence[Any], adapter: str | None = None
+        self, prompt: str | Sequence[int], pictures: Sequence[Any] | torch.Tensor, adapter: str | None = None
     ) -> PictureIds:
         """A prompt with pictures, for a model that reads them, such as LLaVA.
 
@@ -376,13 +376,14 @@ class Engine:
         alone, another number of image tokens, and pictures that cannot be read.
         """
         check_reads(self.model.config)
-        features = pictures
-        if not isinstance(features, torch.Tensor):
-            if self.processor is None:
-                raise InputError(
-                    "The model has no preprocessor_config.json, which says how pictures are prepared: put it beside "
-                    "config.json, or set the engine's `processor`."
-                )
+        if isinstance(pictures, torch.Tensor):
+            features = pictures
+        elif self.processor is None:
+            raise InputError(
+                "The model has no preprocessor_config.json, which says how pictures are prepared: put it beside "
+                "config.json, or set the engine's `processor`."
+            )
+        else:
             features = torch.from_numpy(self.processor(pictures))
         frontend: Any = self.model.config.frontend
         if tuple(features.shape[1:]) != frontend.input_shape:

@@ -58,7 +58,7 @@ class Joined:
     def frontend(self) -> PictureTokens:
         """The sizes of the tower and the projector."""
         frontend: Any = self.model.config.frontend
-        return frontend  # type: ignore[no-any-return]
+        return frontend
 
 
 def run(settings: VisionLanguageStage, context: StageContext) -> StageResult:
@@ -111,7 +111,7 @@ def setup(settings: VisionLanguageStage, context: StageContext, pictures: Pictur
             f"at least {longest}"
         )
     objective = PictureText(joined.images, joined.tokenizer.pad_id or 0, augment=settings.augment)
-    learned, held = split(chats, settings.validation, context.seed)  # type: ignore[arg-type]
+    learned, held = split(chats, settings.validation, context.seed)
     stream, steps = example_stream(settings, context, learned)
     both: Any = ImageTextProcessor(joined.images, joined.tokenizer)
     mean = round(float(np.mean([len(chat.tokens) for chat in chats])))
