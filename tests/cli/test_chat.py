@@ -187,3 +187,27 @@ def test_a_model_without_a_tokenizer_is_refused(
     assert "no tokenizer" in capsys.readouterr().err
     assert main(["generate", str(tmp_path), "The"]) == 2
     assert "tokenizer" in capsys.readouterr().err
+
+
+def test_a_picture_is_asked_about_taken_back_and_saved(
+    tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], talker: Path
+) -> None:
+    pytest.importorskip("PIL", reason="needs Pillow (extra vision)")
+    import numpy as np
+    from tiny_llava import make_llava
+
+    from quatrain.data.images import to_png
+
+    folder, picture, saved = make_llava(tmp_path / "seeing"), tmp_path / "a.png", tmp_path / "saved.json"
+    picture.write_bytes(to_png(np.full((8, 9, 3), 90, np.uint8)))
+    lines = [f"/image {picture}", "what?", "/retry", "/history", f"/save {saved}", "/undo", "again?"]
+    out, _ = says(monkeypatch, capsys, folder, *lines)
+    assert "9x8 pixels; now ask about it" in out and "user: (picture) what?" in out
+    first, retried, last = (messages[-1]["content"] for messages, _ in asked)
+    assert isinstance(first, list) and [part["type"] for part in first] == ["image_url", "text"] and retried == first
+    assert last == "again?"
+    assert json.loads(saved.read_text())["messages"][0]["content"] == first
+    _, err = says(monkeypatch, capsys, folder, "/image absent.png", f"/load {saved}", "more?")
+    assert "absent.png: there is no such file" in err and len(asked[-1][0]) == 3
+    _, err = says(monkeypatch, capsys, talker, f"/image {picture}")
+    assert "reads text alone, and cannot see a picture" in err
