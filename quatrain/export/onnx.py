@@ -45,6 +45,8 @@ def problems(source: Source, settings: ExportSettings) -> Iterator[str]:
         yield f"an encoder-decoder with the head {config.head}; exported is seq2seq"
     if config.recurs:
         yield f"{config.family} has recurrent layers, whose state has no place in the graph"
+    if config.encoder_config is not None or config.cross_attention:
+        yield f"{config.family} has cross-attention between two models, which a graph has not"
     if config.layer_embedding_size or config.shared_kv_layers or config.full_head_dim:
         yield f"{config.family} has second embeddings, shared keys or heads of two widths, which a graph has not"
     if config.rope_scaling is not None and config.rope_scaling.kind in ("dynamic", "longrope"):

@@ -89,6 +89,10 @@ def twin(config: ModelConfig) -> ModelConfig:
     if config.architecture == "encoder-decoder":
         changes |= {"num_encoder_layers": layers, "encoder_attention_heads": heads,
                     "encoder_intermediate_size": changes["intermediate_size"]}  # fmt: skip
+        if config.encoder_config is not None:
+            smaller = twin(config.encoder_config)
+            changes |= {"encoder_config": smaller, "num_encoder_layers": smaller.num_hidden_layers,
+                        "encoder_vocab_size": VOCABULARY}  # fmt: skip
     else:
         del changes["decoder_start_token_id"]
     return config.with_layers(range(layers), **changes)

@@ -188,7 +188,7 @@ def test_both_layouts_of_modernbert_say_the_same():
 
 REFUSED = {
     "relative positions": (BERT, {"position_embedding_type": "relative_key"}, ["position_embedding_type"]),
-    "a decoder": (ROBERTA, {"is_decoder": True, "add_cross_attention": True}, ["add_cross_attention"]),
+    "cross-attention in an encoder": (ROBERTA, {"add_cross_attention": True}, ["cross_attention"]),
     "a causal head that sees what it predicts": (of(ROBERTA, "RobertaForCausalLM"), {}, ["is_decoder"]),
     "an unknown activation": (DISTILBERT, {"activation": "mish"}, ["activation"]),
     "a table without a row for text": (ROBERTA, {"max_position_embeddings": 2}, ["max_position_embeddings"]),

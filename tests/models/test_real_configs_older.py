@@ -167,7 +167,6 @@ def test_what_the_old_keys_mean():
 
 
 WRONG = {
-    "gpt2 reads another text": (GPT2 | {"add_cross_attention": True}, ["add_cross_attention"]),
     "gpt2 of two lengths": (GPT2 | {"n_ctx": 512}, ["n_ctx"]),
     "gpt2 without sizes": ({key: GPT2[key] for key in GPT2 if key not in ("n_embd", "n_head")}, ["n_embd", "n_head"]),
     "gpt2 of another activation": (GPT2 | {"activation_function": "swiglu"}, ["activation_function"]),

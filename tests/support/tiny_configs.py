@@ -26,6 +26,12 @@ TINY["clip_text_model"] = USUAL_TEXT = {"hidden_size": 8, "intermediate_size": 1
                                         "num_attention_heads": 2, "projection_dim": 4}  # fmt: skip
 TINY["clip"] = {"text_config": USUAL_TEXT | {"vocab_size": 32}, "vision_config": TINY["clip_vision_model"],
                 "projection_dim": 4}  # fmt: skip
+TINY["encoder-decoder"] = {
+    "encoder": {"model_type": "bert", "vocab_size": 32, "hidden_size": 8, "intermediate_size": 16,
+                "num_hidden_layers": 1, "num_attention_heads": 2},
+    "decoder": {"model_type": "gpt2", "vocab_size": 32, **TINY["gpt2"], "add_cross_attention": True},
+    "decoder_start_token_id": 1, "pad_token_id": 0,
+}  # fmt: skip
 TINY["deit"] = TINY["ijepa"] = TINY["vit"]
 TINY["deberta-v2"] = {
     "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -59,7 +65,7 @@ MORE_GROUPED += ("ministral", "ministral3", "gemma4_text")
 
 def tiny(name: str) -> dict[str, Any]:
     config = {"model_type": name, "vocab_size": 32, **TINY.get(name, USUAL)}
-    if name in ("vit", "deit", "ijepa", "clip_vision_model", "clip"):
+    if name in ("vit", "deit", "ijepa", "clip_vision_model", "clip", "encoder-decoder"):
         del config["vocab_size"]
     config |= EXPERTS.get(name, {})
     if name in (*GROUPED, *MORE_GROUPED):

@@ -19,6 +19,13 @@ BODY: list[Operation] = [
     *renames("encoder.layer.{n}.attention.self.value", "layers.{n}.self_attn.v_proj"),
     *renames("encoder.layer.{n}.attention.output.dense", "layers.{n}.self_attn.o_proj"),
     *renames("encoder.layer.{n}.attention.output.LayerNorm", "layers.{n}.input_layernorm"),
+    *(
+        operation
+        for theirs, ours in {"query": "q_proj", "key": "k_proj", "value": "v_proj"}.items()
+        for operation in renames(f"encoder.layer.{{n}}.crossattention.self.{theirs}", f"layers.{{n}}.cross_attn.{ours}")
+    ),
+    *renames("encoder.layer.{n}.crossattention.output.dense", "layers.{n}.cross_attn.o_proj"),
+    *renames("encoder.layer.{n}.crossattention.output.LayerNorm", "layers.{n}.cross_attn_layernorm"),
     *renames("encoder.layer.{n}.intermediate.dense", "layers.{n}.mlp.up_proj"),
     *renames("encoder.layer.{n}.output.dense", "layers.{n}.mlp.down_proj"),
     *renames("encoder.layer.{n}.output.LayerNorm", "layers.{n}.post_attention_layernorm"),
@@ -56,7 +63,7 @@ HARMLESS = frozenset({"hidden_dropout_prob", "attention_probs_dropout_prob", "cl
                       "sbert_ce_default_activation_function"})  # fmt: skip
 """Dropout rates, options of another implementation's pooler, and notes in published checkpoints."""
 
-MUST = {"position_embedding_type": "absolute", "add_cross_attention": False}
+MUST = {"position_embedding_type": "absolute"}
 
 TIES = Key("tie_word_embeddings", "tie_word_embeddings", True)
 
@@ -93,9 +100,14 @@ def bodies(architecture: str) -> dict[str, Head]:
     }
 
 
-def architecture(config: dict[str, Any]) -> str:
-    """`decoder` for an encoder that is used as one, which `is_decoder` says; else `encoder`."""
-    return "decoder" if config.get("is_decoder") else "encoder"
+DECODES = frozenset({"is_decoder", "add_cross_attention"})
+"""The keys that `decoding` reads."""
+
+
+def decoding(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an encoder that may be used as a decoder, and as one that reads another encoder's output."""
+    kind = "decoder" if config.get("is_decoder") else "encoder"
+    return {"architecture": kind, "cross_attention": bool(config.get("add_cross_attention"))}
 
 
 def as_decoder(fields: dict[str, Any]) -> dict[str, Any]:
@@ -106,13 +118,13 @@ def as_decoder(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    """The key that `architecture` reads."""
-    return {"is_decoder": config.architecture == "decoder"}
+    """The keys that `decoding` reads."""
+    return {"is_decoder": config.architecture == "decoder", "add_cross_attention": config.cross_attention}
 
 
 def _read(config: dict[str, Any]) -> dict[str, Any]:
     return {
-        "architecture": architecture(config),
+        **decoding(config),
         "num_key_value_heads": config["num_attention_heads"],
         "head_transform": ACTIVATIONS[config.get("hidden_act") or "gelu"],
     }
@@ -153,7 +165,7 @@ FAMILIES = (
         required=MUST,
         harmless=HARMLESS,
         read=_read,
-        reads=frozenset({"is_decoder"}),
+        reads=DECODES,
         write=write,
         prefix="bert.",
         aliases={"cls.predictions.decoder.bias": "cls.predictions.bias"},

@@ -24,7 +24,7 @@ GELU = {"pooler": "gelu"}
 def _read(config: dict[str, Any]) -> dict[str, Any]:
     narrow = (config.get("embedding_size") or 128) != config["hidden_size"]
     return {
-        "architecture": bert.architecture(config),
+        **bert.decoding(config),
         "num_key_value_heads": config["num_attention_heads"],
         "head_transform": "gelu",
         "embedding_projection": "all" if narrow else "tokens",
@@ -80,7 +80,7 @@ FAMILIES = (
             {"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "summary_last_dropout"}
         ),
         read=_read,
-        reads=frozenset({"is_decoder"}),
+        reads=bert.DECODES,
         write=bert.write,
         prefix="electra.",
         ignored=(

@@ -39,6 +39,7 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
     scaled = config.get("scale_attn_weights") is not False
     return {
         "num_key_value_heads": config["n_head"],
+        "cross_attention": bool(config.get("add_cross_attention")),
         "intermediate_size": inner_size(config),
         "attention_scale": None if scaled else 1.0,
         "attention_scale_by_layer": "inverse" if config.get("scale_attn_by_inverse_layer_idx") else "constant",
@@ -48,6 +49,7 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
 def _write(config: ModelConfig) -> dict[str, Any]:
     return {
         "n_inner": config.intermediate_size,
+        "add_cross_attention": config.cross_attention,
         "scale_attn_weights": config.attention_scale is None,
         "scale_attn_by_inverse_layer_idx": config.attention_scale_by_layer == "inverse",
     }
@@ -102,6 +104,17 @@ FAMILIES = (
             Split("h.{n}.attn.c_attn.weight", projections("weight"), transpose=True),
             Split("h.{n}.attn.c_attn.bias", projections("bias")),
             *renames("h.{n}.attn.c_proj", "layers.{n}.self_attn.o_proj", transpose=True),
+            *renames("h.{n}.ln_cross_attn", "layers.{n}.cross_attn_layernorm"),
+            *renames("h.{n}.crossattention.q_attn", "layers.{n}.cross_attn.q_proj", transpose=True),
+            *(
+                Split(
+                    f"h.{{n}}.crossattention.c_attn.{leaf}",
+                    tuple(f"layers.{{n}}.cross_attn.{name}_proj.{leaf}" for name in "kv"),
+                    transpose=leaf == "weight",
+                )
+                for leaf in ("weight", "bias")
+            ),
+            *renames("h.{n}.crossattention.c_proj", "layers.{n}.cross_attn.o_proj", transpose=True),
             *renames("h.{n}.ln_2", "layers.{n}.post_attention_layernorm"),
             *renames("h.{n}.mlp.c_fc", "layers.{n}.mlp.up_proj", transpose=True),
             *renames("h.{n}.mlp.c_proj", "layers.{n}.mlp.down_proj", transpose=True),
@@ -132,22 +145,22 @@ FAMILIES = (
             "attention_bias": "all",
             "feed_forward_bias": True,
         },
-        required={
-            "add_cross_attention": False,
-        },
         harmless=frozenset(
             {
                 # Selects the more precise of two orders of operations; here softmax is always computed in float32.
                 "reorder_and_upcast_attn",
                 "predict_special_tokens",
+                "is_decoder",
                 "classifier_dropout",
             }
         )
         | HARMLESS,
         read=_read,
-        reads=frozenset({"n_inner", "n_ctx", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"}),
+        reads=frozenset(
+            {"add_cross_attention", "n_inner", "n_ctx", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"}
+        ),
         write=_write,
         prefix="transformer.",
-        ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
+        ignored=(r"(transformer\.)?h\.\d+\.(attn|crossattention)\.(bias|masked_bias)",),
     ),
 )

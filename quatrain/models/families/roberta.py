@@ -34,10 +34,10 @@ def read(config: dict[str, Any]) -> dict[str, Any]:
             "(pad_token_id + 1)."
         )
     # The first rows of the table belong to padding and to the ids below it; no token uses them.
-    kind = bert.architecture(config)
+    kind = bert.decoding(config)
     return {
-        "architecture": kind,
-        "padding_positions": "skipped" if kind == "encoder" else "counted",
+        **kind,
+        "padding_positions": "skipped" if kind["architecture"] == "encoder" else "counted",
         "num_key_value_heads": config["num_attention_heads"],
         "pad_token_id": padding,
         "position_offset": padding + 1,
@@ -75,7 +75,7 @@ def _family(name: str, stem: str) -> Family:
         required=bert.MUST,
         harmless=bert.HARMLESS,
         read=read,
-        reads=frozenset({"max_position_embeddings", "is_decoder"}),
+        reads=bert.DECODES | {"max_position_embeddings"},
         write=write,
         prefix="roberta.",
         aliases={"lm_head.decoder.bias": "lm_head.bias"},

@@ -76,7 +76,7 @@ class Block(nn.Module):
         attention = Attention if config.latent is None else LatentAttention
         self.self_attn = attention(config, layer) if self.kind in ATTENTION_LAYERS else None
         self.mixer: Any = None if self.self_attn is not None else RECURRENT[self.kind](config, layer)
-        has_encoder = config.architecture == "encoder-decoder"
+        has_encoder = config.architecture == "encoder-decoder" or config.cross_attention
         self.cross_attn_layernorm = make_norm(config) if has_encoder else None
         self.cross_attn = Attention(config, layer, cross=True) if has_encoder else None
         has_feed_forward = config.feed_forward != "none"
@@ -105,7 +105,7 @@ class Block(nn.Module):
             other = normed if self.post_attention_layernorm is None else self.post_attention_layernorm(x)
             return x + self._scaled(mixer(normed, context)) + self._scaled(self.mlp(other, context))
         x = self._add(x, lambda h: mixer(h, context), self.input_layernorm, self.attention_output_layernorm)
-        if self.cross_attn is not None and self.cross_attn_layernorm is not None:
+        if self.cross_attn is not None and self.cross_attn_layernorm is not None and "cross" in context.masks:
             cross = self.cross_attn
             x = self._add(x, lambda h: cross(h, context), self.cross_attn_layernorm)
         if self.mlp is None:
@@ -233,7 +233,7 @@ class Stack(nn.Module):
         if branches is not None:
             self._check_branches(positions)
             masks["full"] = replace(masks["full"], mask=branch_mask(branches))
-        if self.config.architecture == "encoder-decoder":
+        if self.config.architecture == "encoder-decoder" or encoded is not None or (cache and cache.has_encoded):
             mask, without_keys = cross_attention_mask(segments, encoder_segments)
             use_cpu_kernel = self._use_cpu_kernel(x, self._encoder_length(encoded, cache), cache, trace, causal=False)
             masks["cross"] = AttentionMask(mask, without_keys=without_keys, use_cpu_kernel=use_cpu_kernel)

@@ -412,6 +412,13 @@ class ModelConfig:
     experts: ExpertsConfig | None = None
     """The mixture of experts in place of the feed-forward network; None: there is none."""
 
+    cross_attention: bool = False
+    """Whether the layers of a decoder also attend to the output of another model's encoder, where one is given."""
+    encoder_config: ModelConfig | None = None
+    """The encoder of an encoder-decoder of two models, with an embedding of its own (Rothe et al. 2020, arXiv
+    1907.12461); None: the encoder is of the decoder's kind."""
+    decoder_family: str = ""
+    """The family of the decoder of an encoder-decoder of two models."""
     encoder_vocab_size: int = 0
     """Size of the encoder's own vocabulary and embedding; 0: it shares the decoder's."""
     num_encoder_layers: int = 0
@@ -660,6 +667,8 @@ class ModelConfig:
             yield "first_norm: False; needs norms before the parts, and norm_position is 'post'"
         if self.padding_positions == "skipped" and self.architecture != "encoder":
             yield f"padding_positions: 'skipped'; needs the architecture encoder, not {self.architecture}"
+        if self.cross_attention and self.architecture != "decoder":
+            yield f"cross_attention: true; needs the architecture decoder, not {self.architecture}"
         if self.encoder_vocab_size and not both:
             yield f"encoder_vocab_size: {self.encoder_vocab_size}; needs the architecture encoder-decoder"
         if both and self.embedding_size not in (0, self.hidden_size):
@@ -706,6 +715,9 @@ class ModelConfig:
     @property
     def encoder(self) -> ModelConfig:
         """The configuration of the encoder of an encoder-decoder."""
+        if self.encoder_config is not None:
+            shorter = self.num_encoder_layers != self.encoder_config.num_hidden_layers
+            return self.encoder_config.with_layers(range(self.num_encoder_layers)) if shorter else self.encoder_config
         heads = self.encoder_attention_heads or self.num_attention_heads
         return dataclasses.replace(
             self,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quatrain.core.errors import InputError
-from quatrain.models.transformer.config import CLASSIFICATION_HEADS, ModelConfig
+from quatrain.models.transformer.config import CLASSIFICATION_HEADS, LANGUAGE_HEADS, ModelConfig
 from quatrain.models.transformer.cross_entropy import CrossEntropyFunction
 from quatrain.models.transformer.feed_forward import ACTIVATIONS
 from quatrain.models.transformer.norms import make_norm
@@ -47,7 +47,7 @@ class Dense(nn.Module):
 
 def make_transform(config: ModelConfig) -> Dense | None:
     """The layer between the hidden states and the vocabulary of a masked language head, or None."""
-    if config.head not in ("masked", "pretraining", "causal") or config.head_transform == "none":
+    if config.head not in LANGUAGE_HEADS or config.head_transform == "none":
         return None
     width = config.embedding_size or config.hidden_size
     return Dense(config, config.head_transform, norm=True, bias=config.pooler_bias, width=width)

@@ -40,6 +40,9 @@ class MoreInputs(TypedDict, total=False):
       vectors (N, embedding_size) that replace them.
     - `branches` (B, T), with positions, for `hidden_states`: texts in a row share their beginning (0); a token sees it
       and its own branch (1, 2, …). The model's configuration must have `supports_branches`.
+    - `encoded` (B, S, hidden_size), for a decoder with cross-attention: the output of another model's encoder, with
+      `encoded_segments` (B, S), 0 for padding. A cache holds its keys and values. Without it the layers leave
+      cross-attention out.
     - `routing`, for `hidden_states`: a list to which each mixture of experts adds its decisions.
     """
 
@@ -48,6 +51,8 @@ class MoreInputs(TypedDict, total=False):
     vectors: tuple[Tensor, Tensor] | None
     branches: Tensor | None
     routing: list[Routing] | None
+    encoded: Tensor | None
+    encoded_segments: Tensor | None
 
 
 class Model(Stack):
@@ -77,7 +82,12 @@ class Model(Stack):
         self.embed_source_tokens: nn.Embedding | None = None
         """The encoder's embedding, if its vocabulary is its own."""
         if config.encoder_vocab_size:
-            self.embed_source_tokens = nn.Embedding(config.encoder_vocab_size, width, padding_idx=frozen_row)
+            inner = config.encoder.embedding_size or config.encoder.hidden_size
+            self.embed_source_tokens = nn.Embedding(config.encoder_vocab_size, inner, padding_idx=frozen_row)
+        self.encoder_projection: nn.Linear | None = None
+        """From the width of the encoder to that of the decoder, where they are two models."""
+        if config.architecture == "encoder-decoder" and config.encoder.output_hidden_size != config.hidden_size:
+            self.encoder_projection = nn.Linear(config.encoder.output_hidden_size, config.hidden_size)
         self.transform = heads.make_transform(config)
         self.pooler = heads.make_pooler(config)
         self.score = heads.make_score(config)
@@ -201,7 +211,7 @@ class Model(Stack):
             return self.run(self.vectors_of(features), segments=segments, trace=trace)
         if self.encoder is None:
             new = ids = self._require_ids(input_ids)
-            positions = self._default_positions(ids, segments) if positions is None else positions
+            positions = self._default_positions(ids, segments, self.config) if positions is None else positions
             if rows is not None:
                 new, positions, segments = rows.tokens_to_process(ids, positions, segments)
             embedded = self.embed(new)
@@ -212,8 +222,15 @@ class Model(Stack):
             inputs = StackInput(embedded, positions, segments, token_types)
             if self.soft_prompt is not None:
                 inputs = self.soft_prompt.prepend_to(inputs, first=rows is None or rows.length == 0)
+            encoded, seen = more.get("encoded"), more.get("encoded_segments")
+            if encoded is not None and not self.config.cross_attention:
+                raise InputError(f"encoded: a {self.config.family} model without cross-attention reads no encoder.")
+            if rows is not None and self.config.cross_attention:
+                if encoded is not None:
+                    rows.encode(seen, encoded.shape[1])
+                seen = rows.encoder_segments
             own: RunInputs = {"branches": branches, "routing": more.get("routing"), "token_ids": new}
-            hidden = self.run(**vars(inputs), cache=rows, trace=trace, **own)
+            hidden = self.run(**vars(inputs), cache=rows, trace=trace, encoded=encoded, encoder_segments=seen, **own)
             return hidden if hidden.shape[1] == ids.shape[1] else hidden[:, -ids.shape[1] :]
         encoded = None
         if input_ids is not None or features is not None:
@@ -278,11 +295,14 @@ class Model(Stack):
             raise InputError(f"A {self.config.family} model is no encoder-decoder: it has no separate encoder.")
         if features is None and self.encoder.frontend is not None:
             raise InputError(f"features: missing; the encoder of a {self.config.family} model reads no tokens.")
+        if positions is None and self.encoder.config.padding_positions == "skipped":
+            positions = self._default_positions(input_ids, segments, self.encoder.config)
         embedded = self.embed_source(input_ids) if features is None else self.encoder.vectors_of(features)
         inputs = StackInput(embedded, positions, segments)
         if self.soft_prompt is not None:
             inputs = self.soft_prompt.prepend_to(inputs, first=True)
-        return self.encoder.run(**vars(inputs), trace=None if trace is None else trace.encoder()), inputs.segments
+        encoded = self.encoder.run(**vars(inputs), trace=None if trace is None else trace.encoder())
+        return encoded if self.encoder_projection is None else self.encoder_projection(encoded), inputs.segments
 
     def head(
         self, hidden: Tensor, labels: Any = None, input_ids: Tensor | None = None, segments: Tensor | None = None
@@ -448,15 +468,16 @@ class Model(Stack):
                     f"{vocabulary}: model and tokenizer do not match."
                 )
 
-    def _default_positions(self, input_ids: Tensor | None, segments: Tensor | None) -> Tensor | None:
+    def _default_positions(
+        self, input_ids: Tensor | None, segments: Tensor | None, config: ModelConfig
+    ) -> Tensor | None:
         """The positions (B, T) of a family whose padding takes no positions; None for all others."""
-        if self.config.padding_positions == "counted":
+        if config.padding_positions == "counted":
             return None
         ids = self._require_ids(input_ids)
-        self._check_length(None, 0, ids.shape[1])
-        padding = next(
-            (token for token in (self.config.unplaced_token_id, self.config.pad_token_id) if token is not None), -1
-        )
+        if config is self.config:
+            self._check_length(None, 0, ids.shape[1])
+        padding = next((token for token in (config.unplaced_token_id, config.pad_token_id) if token is not None), -1)
         return positions_without_padding(ids, padding, segments)
 
     def _require_ids(self, ids: Tensor | None) -> Tensor:
