@@ -561,7 +561,7 @@ class ModelConfig:
             yield from self._recurrent_problems()
         if self.attends and heads % groups:
             yield f"num_key_value_heads: {groups}; must divide num_attention_heads ({heads})"
-        if self.attends and heads % (self.full_key_value_heads or groups):
+        if self.attends and self.full_key_value_heads and heads % self.full_key_value_heads:
             yield f"full_key_value_heads: {self.full_key_value_heads}; must divide num_attention_heads ({heads})"
         if self.position == "rotary":
             for name in ("head_dim", "full_head_dim"):
