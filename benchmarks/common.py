@@ -75,6 +75,50 @@ def in_turns(calls: Mapping[str, Callable[[], float]], repeat: int) -> dict[str,
     return found
 
 
+def continue_greedily(model: Any, prompts: Any, new: int) -> None:
+    """transformers' model continues prompts (B, T) by `new` tokens: the plain loop, without what `generate` adds."""
+    import torch
+
+    with torch.inference_mode():
+        given: dict[str, Any] = {"use_cache": True}
+        name, tokens = "input_ids", prompts
+        if model.config.is_encoder_decoder:
+            given["encoder_outputs"] = model.get_encoder()(prompts)
+            name, tokens = "decoder_input_ids", prompts.new_full((len(prompts), 1), model.config.decoder_start_token_id)
+        for _ in range(new):
+            output = model(**given, **{name: tokens})
+            tokens = output.logits[:, -1:].argmax(-1)
+            given["past_key_values"] = output.past_key_values
+
+
+def our_decoder(model: Any) -> Callable[[Any, int], Any]:
+    """A function that continues prompts (B, T) by so many tokens, through the engine as a user gets it."""
+    from quatrain.generation.engine import Engine, SamplingParams
+
+    engine = Engine(model, end_ids=[])
+
+    def run(prompts: Any, new: int) -> Any:
+        params = SamplingParams(max_new_tokens=new, ignore_eos=True)
+        engine.generate(prompts.tolist(), params, batch_size=len(prompts))
+        return engine.statistics
+
+    return run
+
+
+def reading_rate(clock: Callable[[], float] = time.perf_counter) -> float:
+    """Bytes per second that one thread reads from memory, of an array that no cache holds."""
+    import torch
+
+    data = torch.ones(64 * 1024 * 1024)
+    data.sum()
+    spans = []
+    for _ in range(3):
+        start = clock()
+        data.sum()
+        spans.append(clock() - start)
+    return data.nbytes / min(spans)
+
+
 def child_environment() -> dict[str, str]:
     """The environment of a child that imports this checkout."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]

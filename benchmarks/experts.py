@@ -1,10 +1,12 @@
 """Mixtures of experts beside transformers: forward and backward, and decoding, with the limit of each.
 
-The same random weights on both sides, in float32. transformers runs twice: with its loop over the experts ("eager"),
-and with what it chooses by itself (PyTorch's grouped product). Both sides take turns. The limit of a training pass is
-its operations over the measured rate of matrix products; the limit of decoding one text is the bytes of the weights
-that a token uses over the measured rate of reading memory. The ratio is the loop's time over ours, the geometric mean
-over families and over forward and backward, and decoding.
+The same random weights on both sides, in float32; decoding in bfloat16 too, and ours in 8 bits. transformers runs
+twice: with its loop over the experts ("eager"), and with what it chooses by itself (PyTorch's grouped product). Both
+sides take turns. Decoding is a greedy completion, prompt included: ours through the engine, transformers' in a plain
+loop without what `generate` adds. The limit of a training pass is its operations over the measured rate of matrix
+products; the limit of decoding one text is the bytes of the weights that a token uses over the measured rate of reading
+memory. The ratio is the loop's time over ours, the geometric mean over families and over forward and backward, and
+decoding in float32.
 
     python benchmarks/experts.py [--families mixtral qwen3_moe ...] [--repeat 5] [--processor-time]
 """
@@ -14,10 +16,21 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import finish, geometric_mean, in_turns, parser, require, spread
+from common import (
+    continue_greedily,
+    finish,
+    geometric_mean,
+    in_turns,
+    our_decoder,
+    parser,
+    reading_rate,
+    require,
+    spread,
+)
 
 SIZE = {"vocab_size": 4096, "hidden_size": 512, "num_hidden_layers": 2, "num_attention_heads": 8,
         "num_key_value_heads": 4, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2,
@@ -46,20 +59,6 @@ CLOCK: Callable[[], float] = time.perf_counter
 SIDES = ("quatrain", "loop", "grouped")
 
 
-def reading_rate() -> float:
-    """Bytes per second that one thread reads from memory, of an array that no cache holds."""
-    import torch
-
-    data = torch.ones(64 * 1024 * 1024)
-    data.sum()
-    spans = []
-    for _ in range(3):
-        start = CLOCK()
-        data.sum()
-        spans.append(CLOCK() - start)
-    return data.nbytes / min(spans)
-
-
 def product_rate(size: int) -> float:
     """Operations per second of the product of two square float32 matrices."""
     import torch
@@ -72,40 +71,6 @@ def product_rate(size: int) -> float:
         one @ other
         spans.append(CLOCK() - start)
     return 2 * size**3 / min(spans)
-
-
-def decoder(model: Any, prompt: Any, new: int) -> Callable[[], float]:
-    """Seconds of a token when transformers' model continues one prompt greedily, after its first token."""
-    import torch
-
-    def run() -> float:
-        with torch.inference_mode():
-            output = model(input_ids=prompt, use_cache=True)
-            start = CLOCK()
-            for _ in range(new):
-                token = output.logits[:, -1:].argmax(-1)
-                output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
-        return (CLOCK() - start) / new
-
-    return run
-
-
-def our_decoder(model: Any, prompt: Any, new: int) -> Callable[[], float]:
-    """The same for our model."""
-    import torch
-
-    from quatrain.models.transformer.kv_cache import KVCache
-
-    def run() -> float:
-        cache = KVCache(model.config, 1, prompt.shape[1] + new)
-        with torch.inference_mode():
-            logits = model(prompt, cache=cache)[0]
-            start = CLOCK()
-            for _ in range(new):
-                logits = model(logits[:, -1:].argmax(-1), cache=cache)[0]
-        return (CLOCK() - start) / new
-
-    return run
 
 
 def trainer(model: Any, loss_of: Callable[[], Any], times: int) -> Callable[[], float]:
@@ -124,11 +89,35 @@ def trainer(model: Any, loss_of: Callable[[], Any], times: int) -> Callable[[], 
     return run
 
 
+def decoding(way: Callable[[Any, int], Any], prompt: Any, new: int) -> float:
+    """Seconds of a token when a way of decoding continues a prompt."""
+    start = CLOCK()
+    way(prompt, new)
+    return (CLOCK() - start) / new
+
+
+def measured(name: str, part: str, calls: dict[str, Callable[[], float]], limit: float, repeat: int) -> dict[str, Any]:
+    """Seconds of each side, in turns, after a turn that does not count; prints a line."""
+    in_turns(calls, 1)
+    times = {side: spread(values) for side, values in in_turns(calls, repeat).items()}
+    mine = times["quatrain"]["median"]
+    ratios = {side: times[side]["median"] / mine for side in calls if side != "quatrain"}
+    print(
+        f"{name:<12} {part:<15} "
+        + "  ".join(f"{side} {value['median'] * 1e3:8.2f} ms" for side, value in times.items())
+        + "".join(f"  {side} / ours {ratio:.2f}" for side, ratio in ratios.items())
+        + f"  {limit / mine:.0%} of the limit",
+        flush=True,
+    )
+    return {"seconds": times, "ratios": ratios, "limit_seconds": limit, "share_of_limit": limit / mine}
+
+
 def compare(name: str, repeat: int, rates: tuple[float, float], quick: bool) -> dict[str, Any]:
     """All sides of one family, in turns; prints a line for each part."""
     import torch
     from torch.nn.functional import cross_entropy
 
+    from quatrain.compression import methods
     from quatrain.models.io import model_folder
     from quatrain.planning import counts
 
@@ -155,29 +144,27 @@ def compare(name: str, repeat: int, rates: tuple[float, float], quick: bool) -> 
         losses[side] = lambda model=models[side]: cross_entropy(
             model(input_ids=ids, use_cache=False).logits.flatten(0, 1), labels.flatten()
         )
-    prompt, new = ids[:1, :PROMPT], 3 if quick else NEW
     passes = {side: trainer(models[side], losses[side], 1 if quick else 2) for side in SIDES}
-    decodes = {side: (our_decoder if side == "quatrain" else decoder)(models[side], prompt, new) for side in SIDES}
-    found: dict[str, Any] = {"family": name, "losses": {side: float(losses[side]().detach()) for side in SIDES}}
     config = ours.config
-    limits = {
-        "both": rows * length * counts.flops_per_token(config, length) / rates[0],
-        "decode": (counts.active_parameters(config) - config.vocab_size * config.hidden_size) * 4 / rates[1],
-    }
+    found: dict[str, Any] = {"family": name, "losses": {side: float(losses[side]().detach()) for side in SIDES}}
     found |= {"parameters": ours.num_parameters(), "active_parameters": counts.active_parameters(config)}
-    for part, calls in (("both", passes), ("decode", decodes)):
-        in_turns(calls, 1)
-        runs = in_turns(calls, repeat)
-        times = {side: spread(values) for side, values in runs.items()}
-        ratios = {side: times[side]["median"] / times["quatrain"]["median"] for side in SIDES[1:]}
-        share = limits[part] / times["quatrain"]["median"]
-        found[part] = {"seconds": times, "ratios": ratios, "limit_seconds": limits[part], "share_of_limit": share}
-        print(
-            f"{name:<12} {part:<7}"
-            + "  ".join(f"{side} {times[side]['median'] * 1e3:8.2f} ms" for side in SIDES)
-            + f"  loop / ours {ratios['loop']:.2f}  grouped / ours {ratios['grouped']:.2f}  {share:.0%} of the limit",
-            flush=True,
-        )
+    flops = rows * length * counts.flops_per_token(config, length)
+    found["both"] = measured(name, "both", passes, flops / rates[0], repeat)
+    read = counts.active_parameters(config) - config.vocab_size * config.hidden_size
+    prompt, new = ids[:1, :PROMPT], 3 if quick else NEW
+    for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
+        part = f"decode {str(dtype).removeprefix('torch.')}"
+        for model in models.values():
+            model.to(dtype)
+        engine = our_decoder(ours)
+        ways: dict[str, Callable[[Any, int], Any]] = {"quatrain": engine}
+        ways |= {side: partial(continue_greedily, models[side]) for side in SIDES[1:]}
+        decodes = {side: partial(decoding, way, prompt, new) for side, way in ways.items()}
+        found[part] = measured(name, part, decodes, read * size / rates[1], repeat)
+        found[part]["decoder"] = engine(prompt, 2).decoder
+    methods.quantize(ours, "int8")
+    eight = {"quatrain": partial(decoding, our_decoder(ours), prompt, new)}
+    found["decode int8"] = measured(name, "decode int8", eight, read / rates[1], repeat)
     return found
 
 
@@ -192,12 +179,12 @@ def main() -> None:
     if given.processor_time:
         global CLOCK
         CLOCK = time.process_time
-    rates = product_rate(256 if given.quick else 1024), reading_rate()
+    rates = product_rate(256 if given.quick else 1024), reading_rate(CLOCK)
     print(f"matrix products {rates[0] / 1e9:.0f} GFLOP/s, memory {rates[1] / 1e9:.1f} GB/s", flush=True)
     found = [compare(name, 1 if given.quick else given.repeat, rates, given.quick) for name in given.families]
     finish(
         "experts",
-        geometric_mean(result[part]["ratios"]["loop"] for result in found for part in ("both", "decode")),
+        geometric_mean(result[part]["ratios"]["loop"] for result in found for part in ("both", "decode float32")),
         "time of transformers' loop over ours, geometric mean over families, passes and decoding",
         quick=given.quick,
         processor_time=given.processor_time,

@@ -1,10 +1,13 @@
-"""Forward and backward of every family beside transformers: the same weights and batch, float32 and bfloat16.
+"""Forward and backward, and decoding, of every family beside transformers: the same weights and batch, float32 and
+bfloat16.
 
 Each side has a process of its own for each family; they take turns. A turn is a forward and backward pass with the
-loss, and a forward pass alone; it says the time, the peak memory beyond what the process held before, and the share
-of the measured rate of matrix products that the passes reach (operations by PyTorch's counter over transformers'
-eager model). transformers runs as it comes: PyTorch's attention. The ratio is transformers' time over ours for
-forward and backward, the geometric mean over all families and dtypes.
+loss, a forward pass alone, and a greedy completion of one prompt where the model generates text. It says the time, the
+peak memory beyond what the process held before, and the share of a limit that is reached: of the measured rate of
+matrix products (operations by PyTorch's counter over transformers' eager model), and in decoding of the measured rate
+of reading memory (the bytes of all weights but the embedding, once for each token). transformers runs as it comes, with
+PyTorch's attention; its completion is a plain loop without what `generate` adds, ours the engine's. The ratio is
+transformers' time over ours for forward and backward, the geometric mean over all families and dtypes.
 
     python benchmarks/families.py [--families llama gpt2 ...] [--dtypes float32 bfloat16] [--repeat 5] [--device cpu]
 """
@@ -15,13 +18,27 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import Worker, finish, geometric_mean, in_turns, parser, require, serve, spread
+from common import (
+    Worker,
+    continue_greedily,
+    finish,
+    geometric_mean,
+    in_turns,
+    our_decoder,
+    parser,
+    reading_rate,
+    require,
+    serve,
+    spread,
+)
 
 SIDES = ("quatrain", "transformers")
 ROWS, LENGTH = 8, 256
+PROMPT, NEW = 16, 32
 SIZE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4, "num_attention_heads": 8,
         "max_position_embeddings": 512, "vocab_size": 8192}  # fmt: skip
 GROUPED = SIZE | {"num_key_value_heads": 4}
@@ -87,6 +104,8 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }  # fmt: skip
 TINY = {"hidden_size": 32, "d_model": 32, "n_embd": 32, "dim": 32, "d_kv": 8, "vocab_size": 64, "head_dim": 8,
         "word_embed_proj_dim": 32}  # fmt: skip
+WITHOUT_DECODING = "Masked", "OpenAIGPT"
+"""Heads that generate no text, and a model that transformers runs without a cache."""
 NO_DROPOUT = ("dropout", "attention_dropout", "activation_dropout", "dropout_rate", "hidden_dropout_prob",
               "attention_probs_dropout_prob", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout",
               "classifier_dropout_prob", "residual_dropout", "resid_dropout", "embed_dropout",
@@ -166,6 +185,9 @@ def work(name: str, side: str, folder: Path, dtype_name: str, device: str, *, qu
     dtype = getattr(torch, dtype_name)
     model, loss_of = ours(folder, dtype, device) if side == "quatrain" else theirs(name, folder, dtype, device)
     ids, labels = batch(model.config.vocab_size, device, quick)
+    decode, new = None, 3 if quick else NEW
+    if not any(kind in MODELS[name][1] for kind in WITHOUT_DECODING):
+        decode = our_decoder(model) if side == "quatrain" else partial(continue_greedily, model)
 
     def both() -> float:
         loss = loss_of(ids, labels)
@@ -209,9 +231,19 @@ def work(name: str, side: str, folder: Path, dtype_name: str, device: str, *, qu
         found["forward_seconds"] = timed(forward, span / 2)
         if device == "cpu":
             found["matmul_flops_per_second"] = matmul_flops_per_second(dtype, size=256 if quick else 1024)
+        if decode is not None:
+            found["token_seconds"] = timed(lambda: decode(ids[:1, :PROMPT], new), span) / new
+            if device == "cpu" and side == "quatrain" and model.encoder is None:
+                found["bytes_per_second"] = reading_rate()
+                found["weight_bytes"] = sum(weight.nbytes for weight in model.parameters()) - embedding_bytes(model)
         return found
 
     serve(measure)
+
+
+def embedding_bytes(model: Any) -> int:
+    """The bytes of the embedding, which a token reads one row of; 0 where the head reads it as a whole."""
+    return 0 if model.config.tie_word_embeddings else int(model.embed_tokens.weight.nbytes)
 
 
 def flops(name: str, folder: Path, quick: bool) -> float:
@@ -261,7 +293,19 @@ def compare(name: str, dtype: str, repeat: int, device: str, quick: bool) -> dic
             "peak_bytes": memory[side][0]["peak_bytes"],
             "loss": turns[0]["loss"],
         }
+        if "token_seconds" in turns[0]:
+            found[side]["token_seconds"] = spread(turn["token_seconds"] for turn in turns)
     mine, peer = found["quatrain"], found["transformers"]
+    decoded = ""
+    if "token_seconds" in mine:
+        token = mine["token_seconds"]["median"]
+        found["decode_ratio"] = peer["token_seconds"]["median"] / token
+        decoded = f"a token {token * 1e3:.2f} ms against {token * found['decode_ratio'] * 1e3:.2f} "
+        decoded += f"({found['decode_ratio']:.2f}x) "
+        rate = max(turn.get("bytes_per_second", 0.0) for turn in runs["quatrain"])
+        if rate:
+            found["share_of_bandwidth"] = runs["quatrain"][0]["weight_bytes"] / token / rate
+            decoded += f"{found['share_of_bandwidth']:.0%} of bandwidth "
     for what in ("both_seconds", "forward_seconds"):
         found[what.replace("seconds", "ratio")] = peer[what]["median"] / mine[what]["median"]
     found["memory_ratio"] = mine["passes_bytes"] / max(1, peer["passes_bytes"])
@@ -271,7 +315,7 @@ def compare(name: str, dtype: str, repeat: int, device: str, quick: bool) -> dic
     print(
         f"{name:<12} {dtype:<9} both {mine['both_seconds']['median'] * 1e3:>7.1f} ms against "
         f"{peer['both_seconds']['median'] * 1e3:>7.1f} ({found['both_ratio']:.2f}x)  "
-        f"forward {found['forward_ratio']:.2f}x  "
+        f"forward {found['forward_ratio']:.2f}x  {decoded} "
         f"memory {mine['passes_bytes'] / 1e6:>6.0f} against {peer['passes_bytes'] / 1e6:>6.0f} MB "
         f"({found['memory_ratio']:.2f})  {share}  loss {mine['loss']:.4f} {peer['loss']:.4f}",
         flush=True,
@@ -305,6 +349,9 @@ def main() -> None:
         geometric_mean(result["both_ratio"] for result in found),
         "transformers' time over ours, forward and backward, geometric mean",
         quick=given.quick,
+        decode_ratio=geometric_mean(result["decode_ratio"] for result in found if "decode_ratio" in result)
+        if any("decode_ratio" in result for result in found)
+        else None,
         results=found,
     )
 

@@ -4,7 +4,7 @@ Random weights, float32, both sides in one process, in turns. `state` compares w
 time of one step there, with a Llama of the same width: the state of a recurrent layer does not grow. The ratio is the
 geometric mean of training and decoding, ours over transformers.
 
-    python benchmarks/recurrence.py [--families mamba2 xlstm] [--repeat 3] [--batches 1 8] [--new-tokens 32]
+    python benchmarks/recurrence.py [--families mamba2 xlstm ...] [--repeat 3] [--batches 1 8] [--new-tokens 32]
 """
 
 from __future__ import annotations
@@ -25,10 +25,21 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mamba2": ("Mamba2Config", "Mamba2ForCausalLM", {"hidden_size": 512, "num_hidden_layers": 4, "num_heads": 16,
                                                      "head_dim": 64, "state_size": 128, "n_groups": 1}),
     "xlstm": ("xLSTMConfig", "xLSTMForCausalLM", {"hidden_size": 512, "num_hidden_layers": 4, "num_heads": 4}),
+    "qwen3_5_text": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM", {
+        "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "num_attention_heads": 8,
+        "num_key_value_heads": 2, "head_dim": 64, "linear_num_key_heads": 4, "linear_num_value_heads": 8,
+        "linear_key_head_dim": 64, "linear_value_head_dim": 64, "full_attention_interval": 4}),
 }  # fmt: skip
 LLAMA = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "num_attention_heads": 8,
          "max_position_embeddings": 8192}  # fmt: skip
-TINY = {"hidden_size": 128, "num_heads": 4, "num_hidden_layers": 1, "vocab_size": 64}
+TINY = {
+    "intermediate_size": 64,
+    "full_attention_interval": 1,
+    "hidden_size": 128,
+    "num_heads": 4,
+    "num_hidden_layers": 1,
+    "vocab_size": 64,
+}
 
 
 def models(name: str, folder: Path, quick: bool) -> tuple[Any, Any]:

@@ -60,7 +60,7 @@ TINY["gemma4_text"] = USUAL | {"global_head_dim": 8, "hidden_size_per_layer_inpu
 GROUPED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi", "phi3", *EXPERTS)
 MORE_GROUPED = ("olmo2", "olmo3", "smollm3", "granite", "cohere2", "starcoder2", "stablelm", "glm4", "nanochat")
 MORE_GROUPED += ("ministral", "ministral3", "gemma4_text")
-"""Families with grouped heads that native code does not decode."""
+"""Families with grouped heads that came later."""
 
 
 def tiny(name: str) -> dict[str, Any]:

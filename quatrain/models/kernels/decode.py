@@ -26,9 +26,10 @@ from quatrain.models.kernels.code_cache import is_compiled
 from quatrain.models.kernels.stored import HasStoredWeight, StoredWeight
 from quatrain.models.kernels.threads import StepThreads, step_threads
 from quatrain.models.modules import weights_version
-from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.config import ExpertsConfig, ModelConfig
+from quatrain.models.transformer.experts import MixtureOfExperts
 from quatrain.models.transformer.kv_cache import KVCache
-from quatrain.models.transformer.norms import RMSNorm
+from quatrain.models.transformer.norms import BareRMSNorm, RMSNorm
 from quatrain.models.transformer.positions import alibi_slopes, depends_on_length, sinusoidal_table
 
 MAX_ROWS = 64
@@ -116,21 +117,19 @@ def explain(model: Any) -> str | None:
         return f"the model is on {model.device.type}; native code runs on the CPU"
     if model.embed_tokens.weight.dtype not in DTYPES:
         return f"weights are {model.embed_tokens.weight.dtype}"
-    if config.experts is not None or config.attention_sinks or config.latent is not None:
-        return f"a {config.family} model has parts that native code does not run: experts, sinks or latent attention"
-    if config.shared_kv_layers or config.full_head_dim or config.layer_embedding_size or config.value_norm:
+    if config.latent is not None:
+        return "native code has no latent attention"
+    if (
+        config.shared_kv_layers or config.full_head_dim or config.layer_embedding_size or config.value_norm
+        or config.layer_scale or config.keys_as_values or (config.experts is not None and config.experts.beside_dense)
+    ):  # fmt: skip
         return f"native code does not run the shared keys, second embeddings or widths of a {config.family} model"
     if (
-        config.norm_position not in ("pre", "sandwich")
+        config.norm_position not in ("pre", "sandwich", "output")
         or config.position == "relative"
         or config.embedding_size not in (0, config.hidden_size)
-        or config.query_key_norm not in ("none", "head")
-        or config.rotary_layout != "halves"
-        or config.layers_without_positions
-        or config.norm == "rms_without_parameters"
-        or config.activation == "relu_squared"
+        or config.query_key_norm not in ("none", "head", "whole")
         or config.query_growth
-        or config.residual_scale != 1.0
     ):
         return f"a block of {config.family} of this shape is not decoded natively"
     if any(depends_on_length(scaling) for scaling in (config.rope_scaling, config.local_rope_scaling)):
@@ -177,6 +176,8 @@ class NativeDecoder:
         self.rounds_head = head == "int8" or (head == "auto" and quantized)
         self.step_bytes = 0
         self._tables: dict[str, tuple[Tensor, Tensor]] = {}
+        self._matrices: dict[int, Tensor] = {}
+        """The tables of matrices by their addresses."""
         self._table = torch.zeros(self._code.S_SIZE, dtype=torch.int64)
         self._entries = self._table.numpy()
         self._layers = self._describe_layers(model)
@@ -310,6 +311,7 @@ class NativeDecoder:
                 self.step_bytes += weight.scale.nbytes
             if bias is not None:
                 table[code.M_BIAS] = self._held(bias.detach().float().contiguous())
+        self._matrices[table.data_ptr()] = table
         return self._held(table)
 
     def _linear(self, layer: Any) -> int:
@@ -321,7 +323,9 @@ class NativeDecoder:
         """Weight and bias of a norm in float32; (-1, 0) where there is no norm, 0 for what it does not have."""
         if norm is None or isinstance(norm, nn.Identity):
             return -1, 0
-        weight, bias = norm.weight, getattr(norm, "bias", None)
+        weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+        if isinstance(norm, BareRMSNorm):
+            weight = torch.ones(max(self.config.hidden_size, self.config.num_attention_heads * self.config.head_dim))
         if isinstance(norm, RMSNorm):
             weight = weight.detach().float() + norm.offset
         addresses = [0 if x is None else self._held(x.detach().float().contiguous()) for x in (weight, bias)]
@@ -331,13 +335,18 @@ class NativeDecoder:
         code, config = self._code, self.config
         table = torch.zeros(len(model.layers), code.L_SIZE, dtype=torch.int64)
         for row, block in zip(table, model.layers, strict=True):
-            attention, mlp = block.self_attn, block.mlp
+            attention = block.self_attn
             for column, layer in (
                 (code.L_QUERY, attention.q_proj), (code.L_KEY, attention.k_proj), (code.L_VALUE, attention.v_proj),
-                (code.L_OUT, attention.o_proj), (code.L_GATE, mlp.gate_proj), (code.L_UP, mlp.up_proj),
-                (code.L_DOWN, mlp.down_proj),
+                (code.L_OUT, attention.o_proj),
             ):  # fmt: skip
                 row[column] = self._linear(layer)
+            if isinstance(block.mlp, MixtureOfExperts):
+                self._describe_experts(row, block.mlp)
+            else:
+                row[code.L_GATE], row[code.L_UP], row[code.L_DOWN] = self._feed_forward(block.mlp)
+            if attention.sinks is not None:
+                row[code.L_SINKS] = self._held(attention.sinks.detach().float().contiguous())
             shared = config.residual == "parallel_shared"
             for column, norm in (
                 (code.L_NORM, block.input_layernorm),
@@ -356,6 +365,40 @@ class NativeDecoder:
             row[code.L_SCALE] = self._held(torch.tensor([attention.scale]))
         return table
 
+    def _feed_forward(self, mlp: Any) -> tuple[int, int, int]:
+        """The addresses of the matrices of a feed-forward network: gate, up and down."""
+        return self._linear(mlp.gate_proj), self._linear(mlp.up_proj), self._linear(mlp.down_proj)
+
+    def _describe_experts(self, row: Tensor, mixture: MixtureOfExperts) -> None:
+        """Router, experts and shared expert in a layer's row of the table. A step reads the chosen experts alone."""
+        code, router, config = self._code, mixture.gate, mixture.gate.config
+        before = self.step_bytes
+        matrices = [self._feed_forward(expert) for expert in mixture.experts]
+        read = (self.step_bytes - before) * config.experts_per_token // config.num_experts
+        self.step_bytes = before + read
+        if mixture.shared_expert is not None:
+            matrices.append(self._feed_forward(mixture.shared_expert))
+        table = torch.tensor(matrices)
+        row[code.L_EXPERTS] = self._held(table)
+        formats = 0
+        for gate, up, _ in matrices:
+            for matrix in (self._matrices[gate], self._matrices[up]):
+                if matrix[code.M_ADDRESS]:
+                    formats |= 1 << int(matrix[code.M_FORMAT])
+        row[code.L_EXPERT_FORMATS] = formats
+        weight = router.weight.detach()
+        weight = weight.float() if config.router == "sigmoid" else weight
+        row[code.L_ROUTER] = self._plain(weight, router.bias)
+        if isinstance(router.e_score_correction_bias, Tensor):
+            row[code.L_ROUTER_BIAS] = self._held(router.e_score_correction_bias.float().contiguous())
+        if mixture.shared_expert_gate is not None:
+            row[code.L_SHARED_GATE] = self._plain(mixture.shared_expert_gate.weight.detach(), None)
+
+    def _plain(self, weight: Tensor, bias: Tensor | None) -> int:
+        """The address of the table of a matrix (rows, columns) of floats."""
+        weight = weight.contiguous()
+        return self._matrix(StoredWeight(DTYPES[weight.dtype], weight, *weight.shape), bias)
+
     def _describe_model(self, model: Any) -> None:
         code, config = self._code, self.config
         table = self._model_table = torch.zeros(code.G_SIZE, dtype=torch.int64)
@@ -366,8 +409,10 @@ class NativeDecoder:
 
         embedding, head = model.embed_tokens.weight, model.lm_head
         scale = torch.tensor(config.embedding_scale, dtype=embedding.dtype).item()
+        experts = config.experts
         floats = [config.norm_eps, scale, config.attention_softcap or 0.0, config.logit_scale,
-                  config.logit_softcap or 0.0]  # fmt: skip
+                  config.logit_softcap or 0.0, config.residual_scale, experts.scale if experts else 1.0,
+                  (experts.clamp if experts else None) or 0.0]  # fmt: skip
         put(
             G_LAYERS=self._layers.data_ptr(), G_NUM_LAYERS=len(model.layers), G_HIDDEN=config.hidden_size,
             G_INNER=config.intermediate_size, G_HEADS=config.num_attention_heads, G_KV_HEADS=config.num_key_value_heads,
@@ -377,6 +422,8 @@ class NativeDecoder:
             G_ACTIVATION=code.ACTIVATIONS.index(config.activation),
             G_FLOATS=self._held(torch.tensor(floats)), G_EMBEDDING=self._held(embedding.detach()),
             G_EMBEDDING_FORMAT=FORMATS.index(DTYPES[embedding.dtype]), G_THREADS=self.pool.threads,
+            G_NORMS_WHOLE=int(config.query_key_norm == "whole"),
+            G_ROTARY_LAYOUT=code.ROTARY_LAYOUTS.index(config.rotary_layout),
         )  # fmt: skip
         weight = rounded_to_int8(head.weight) if self.rounds_head else stored_weight(head)
         put(G_HEAD=self._matrix(weight, head.bias))
@@ -409,18 +456,44 @@ class NativeDecoder:
             )
         )  # fmt: skip
         heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
-        largest, byte = max(size, inner, mixed), torch.uint8
+        experts = config.experts
+        wide = 0 if experts is None else max(experts.intermediate_size, experts.shared_intermediate_size)
+        largest, byte = max(size, inner, mixed, _padded(wide) + 16), torch.uint8
         rows = {"G_X": size, "G_NORMED": size, "G_MIXED_OUT": size, "G_DOWN_OUT": size, "G_QKV": heads,
                 "G_MIXED": mixed, "G_WIDE": inner, "G_UP": inner}  # fmt: skip
         for name, width in rows.items():
             put(**{name: self._buffer(MAX_ROWS, width)})
         put(G_X_STRIDE=4 * size, G_QKV_STRIDE=4 * heads, G_MIXED_STRIDE=4 * mixed, G_WIDE_STRIDE=4 * inner)
         # Inputs in the formats of weights: those of the down projection stand behind the others.
+        places = 0 if experts is None else MAX_ROWS * (experts.experts_per_token + 1)
         for name, bytes_ in (("G_BF16", 2), ("G_INT8", 3), ("G_INT4", 2)):
             stride = bytes_ * (largest - 16) + 64
-            put(**{name: self._buffer(2 * MAX_ROWS, stride, dtype=byte), f"{name}_STRIDE": stride})
+            rows_of = 2 * (MAX_ROWS + places)
+            put(**{name: self._buffer(rows_of, stride, dtype=byte), f"{name}_STRIDE": stride})
+        if experts is not None:
+            self._allocate_experts(experts, put, size, _padded(wide) + 16, places)
         scratch = 4 * (2 * config.head_dim + 128)
         put(G_SCRATCH=self._buffer(self.pool.threads, scratch, dtype=byte), G_SCRATCH_STRIDE=scratch)
+
+    def _allocate_experts(
+        self, experts: ExpertsConfig, put: Callable[..., None], size: int, wide: int, places: int
+    ) -> None:
+        """What the router says, and the activations of `places` rows of experts."""
+        code, count, chosen = self._code, experts.num_experts, experts.experts_per_token
+        routes = _padded(2 * count + 1 + chosen + 1 + experts.groups)
+        activation = code.CLAMPED if experts.clamp is not None else code.ACTIVATIONS.index(self.config.activation)
+        put(
+            G_EXPERTS=count, G_CHOSEN=chosen, G_SHARED=int(experts.shared_intermediate_size > 0),
+            G_ROUTER=code.ROUTERS.index(experts.router), G_RENORMALIZE=int(experts.renormalize),
+            G_GROUPS=experts.groups if experts.router == "sigmoid" else 1, G_GROUPS_CHOSEN=experts.groups_per_token,
+            G_EXPERT_INNER=max(experts.intermediate_size, experts.shared_intermediate_size),
+            G_EXPERT_ACTIVATION=activation,
+            G_ROUTES=self._buffer(MAX_ROWS, routes), G_ROUTES_STRIDE=4 * routes,
+            G_PLACES=self._buffer(MAX_ROWS, 2 * (chosen + 1), dtype=torch.int64),
+            G_USED=self._buffer(1 + 4 * (count + 1), dtype=torch.int64),
+            G_GATHERED=self._buffer(places, size), G_EXPERT_OUT=self._buffer(places, size),
+            G_EXPERT_WIDE=self._buffer(places, wide), G_EXPERT_UP=self._buffer(places, wide), G_EXPERT_STRIDE=4 * wide,
+        )  # fmt: skip
 
     def _grow_tables(self, length: int) -> None:
         """Makes the rotary tables of each kind of layer as long as the positions that a step reads."""
@@ -431,7 +504,9 @@ class NativeDecoder:
         for kind in set(self.config.layer_types):
             cos, sin = self._rotary[kind].tables(size, 0)
             self._tables[kind] = cos[:, :half].contiguous(), sin[:, :half].contiguous()
-        for row, kind in zip(self._layers, self.config.layer_types, strict=True):
+        for number, (row, kind) in enumerate(zip(self._layers, self.config.layer_types, strict=True)):
+            if number in self.config.layers_without_positions:
+                continue
             row[self._code.L_COS], row[self._code.L_SIN] = (table.data_ptr() for table in self._tables[kind])
 
 
@@ -491,13 +566,14 @@ class CacheDecoder:
         return self.decoder.step_bytes * self.steps / self.seconds
 
     def reads_prompt(self, length: int) -> bool:
-        """Whether native code reads prompts of texts of so many tokens. PyTorch is faster in bfloat16 and for long
-        texts. Nothing else matters, so that a prompt is always read in the same way.
+        """Whether native code reads prompts of texts of so many tokens. PyTorch is faster in bfloat16, for long texts
+        and with experts, which every step would read again. Nothing else matters, so that a prompt is always read in
+        the same way.
         """
         decoder = self.decoder
         if decoder is None or self.model.soft_prompt is not None:
             return False
-        return decoder.format != "bfloat16" and length <= LONG_TEXT
+        return decoder.format != "bfloat16" and length <= LONG_TEXT and decoder.config.experts is None
 
     def decode(self, tokens: Tensor, slots: Sequence[int], logits_of: Sequence[int] | None = None) -> Tensor | None:
         """Logits (B, V) in float32 after one more token (B,) in each slot; None if PyTorch has to run this step.

@@ -17,7 +17,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from numba import float32, int64, njit, types
+import llvmlite.binding as llvm
+from numba import cfunc, float32, int64, njit, types
 
 from quatrain.models.kernels import code_cache, vectors
 from quatrain.models.kernels.vectors import (
@@ -51,6 +52,7 @@ from quatrain.models.kernels.vectors import (
     store_bfloat16,
     store_float16,
     store_float32,
+    store_int64,
     sum_float32,
 )
 
@@ -62,8 +64,11 @@ M_ADDRESS, M_FORMAT, M_ROWS, M_COLUMNS, M_ROW_BYTES, M_SCALE, M_SCALE_ROW, M_GRO
     L_QUERY, L_KEY, L_VALUE, L_OUT, L_GATE, L_UP, L_DOWN,
     L_NORM, L_NORM_BIAS, L_MLP_NORM, L_MLP_NORM_BIAS, L_OUT_NORM, L_OUT_NORM_BIAS, L_DOWN_NORM, L_DOWN_NORM_BIAS,
     L_QUERY_NORM, L_QUERY_NORM_BIAS, L_KEY_NORM, L_KEY_NORM_BIAS,
-    L_WINDOW, L_COS, L_SIN, L_SCALE, L_SIZE,
-) = range(24)  # fmt: skip
+    L_WINDOW, L_COS, L_SIN, L_SCALE, L_SINKS,
+    L_EXPERTS, L_ROUTER, L_ROUTER_BIAS, L_SHARED_GATE, L_EXPERT_FORMATS, L_SIZE,
+) = range(30)  # fmt: skip
+# The matrices of an expert, of which L_EXPERTS has one after the other; the shared expert is the last.
+E_GATE, E_UP, E_DOWN, E_SIZE = range(4)
 # The model.
 (
     G_LAYERS, G_NUM_LAYERS, G_HIDDEN, G_INNER, G_HEADS, G_KV_HEADS, G_HEAD_DIM, G_ROTARY_DIM, G_VOCAB,
@@ -71,9 +76,14 @@ M_ADDRESS, M_FORMAT, M_ROWS, M_COLUMNS, M_ROW_BYTES, M_SCALE, M_SCALE_ROW, M_GRO
     G_POSITIONS, G_POSITION_OFFSET, G_EMBEDDING_NORM, G_EMBEDDING_NORM_BIAS, G_ALIBI, G_LOGITS_BIAS, G_FLOATS,
     G_X, G_NORMED, G_MIXED_OUT, G_DOWN_OUT, G_X_STRIDE, G_QKV, G_QKV_STRIDE, G_MIXED, G_MIXED_STRIDE,
     G_WIDE, G_UP, G_WIDE_STRIDE, G_BF16, G_BF16_STRIDE, G_INT8, G_INT8_STRIDE, G_INT4, G_INT4_STRIDE,
-    G_THREADS, G_SCRATCH, G_SCRATCH_STRIDE, G_SIZE,
-) = range(46)  # fmt: skip
-F_EPS, F_EMBEDDING_SCALE, F_SOFTCAP, F_LOGIT_SCALE, F_LOGIT_SOFTCAP = range(5)
+    G_THREADS, G_SCRATCH, G_SCRATCH_STRIDE, G_NORMS_WHOLE, G_ROTARY_LAYOUT,
+    G_EXPERTS, G_CHOSEN, G_SHARED, G_ROUTER, G_RENORMALIZE, G_GROUPS, G_GROUPS_CHOSEN, G_EXPERT_INNER,
+    G_EXPERT_ACTIVATION, G_ROUTES, G_ROUTES_STRIDE, G_PLACES, G_USED, G_GATHERED, G_EXPERT_WIDE, G_EXPERT_UP,
+    G_EXPERT_STRIDE, G_EXPERT_OUT, G_SIZE,
+) = range(66)  # fmt: skip
+(
+    F_EPS, F_EMBEDDING_SCALE, F_SOFTCAP, F_LOGIT_SCALE, F_LOGIT_SOFTCAP, F_RESIDUAL_SCALE, F_ROUTER_SCALE, F_CLAMP,
+) = range(8)  # fmt: skip
 # A step.
 (
     S_MODEL, S_ROWS, S_TOKENS, S_PLACES, S_POSITIONS, S_SLOTS, S_STARTS, S_ONE_EACH, S_KEYS, S_VALUES, S_ROOMS,
@@ -85,7 +95,11 @@ C_STEP, C_TABLE, C_INSIDE, C_PHASES = 0, 8, 16, 24
 PHASE_SPACING = 16
 MAX_PHASES = 1 << 15
 SEQUENTIAL, PARALLEL, PARALLEL_SHARED = range(3)
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "tanh")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "tanh", "relu_squared")
+CLAMPED = 8
+"""The activation of GPT-OSS's experts, which changes gate and up."""
+ROTARY_LAYOUTS = ("halves", "interleaved", "swapped")
+ROUTERS = ("softmax", "softmax_of_chosen", "sigmoid")
 MAX_ROWS = 64
 """The most tokens of one step."""
 TOGETHER = 32
@@ -117,6 +131,28 @@ def _compiled(returns: Any, parameters: int) -> Callable[[Any], Any]:
             return njit(signature, **_OPTIONS)(function)
 
     return compiled
+
+
+_OUTLINED: list[Any] = []
+"""The code that `_outlined` has compiled, which has to stay."""
+
+
+def _outlined(parameters: int) -> Callable[[Any], Any]:
+    """Compiles a function of int64 parameters by itself, to be called by address: LLVM would copy it to every call."""
+    signature = types.void(*[types.int64] * parameters)
+
+    def outlined(function: Any) -> Any:
+        function.__qualname__ = f"{function.__name__}_{code_cache.fingerprint()}"
+        try:
+            code = cfunc(signature, cache=True, **_OPTIONS)(function)
+        except RuntimeError:  # There is no place for a cache.
+            code = cfunc(signature, **_OPTIONS)(function)
+        _OUTLINED.append(code)
+        name = f"quatrain{function.__qualname__}"
+        llvm.add_symbol(name, code.address)
+        return types.ExternalFunction(name, signature)
+
+    return outlined
 
 
 product_float32, product_float32_wide, product_float32_1 = (
@@ -227,6 +263,8 @@ def _activated(x, kind):
         return float32(0.5) * x * (float32(1.0) + _tanh(inner))
     if kind == 3:
         return max(x, float32(0.0))
+    if kind == 5:
+        return max(x, float32(0.0)) * max(x, float32(0.0))
     return _tanh(x)
 
 
@@ -381,7 +419,7 @@ def _multiply_one(form, first, last, matrix, x, out):
         rows_float32(first, last, matrix, x, out)
 
 
-@_inline
+@_outlined(10)
 def _multiply(model, matrix, first, last, rows, source, stride, encoded, out, out_stride):
     """Rows `first` to `last` of a matrix times `rows` rows of activations, which `_encode` has rounded.
 
@@ -449,11 +487,19 @@ def _multiply_stacked(model, matrices, begin, end, rows, source, stride, out, ou
 
 
 @_inline
-def _rotated(source, target, size, rotary, cos, sin):
-    """A head's channels, the first `rotary` of them turned; cos, sin: addresses of rotary / 2 float32."""
+def _rotated(source, target, size, rotary, cos, sin, layout):
+    """A head's channels, the first `rotary` of them turned; cos, sin: addresses of rotary / 2 float32.
+
+    `layout` says where the two of a pair are; they are written as halves, as `positions.to_halves` orders them.
+    """
     half = rotary // 2
     for i in range(half):
-        a, b = load_float32(source, i), load_float32(source, i + half)
+        if layout == 0:
+            a, b = load_float32(source, i), load_float32(source, i + half)
+        elif layout == 1:
+            a, b = load_float32(source, 2 * i), load_float32(source, 2 * i + 1)
+        else:
+            a, b = load_float32(source, i + half), load_float32(source, i)
         c, s = load_float32(cos, i), load_float32(sin, i)
         store_float32(target, i, a * c - b * s)
         store_float32(target, i + half, b * c + a * s)
@@ -466,17 +512,31 @@ def _prepared_head(layer, model, row_table, row, source, target, is_key):
     """A query's or a key's head with the norm and the turn that the family has."""
     size, eps = load_int64(model, G_HEAD_DIM), load_float32(load_int64(model, G_FLOATS), F_EPS)
     weight = load_int64(layer, L_KEY_NORM if is_key else L_QUERY_NORM)
-    if weight:
+    if weight and not load_int64(model, G_NORMS_WHOLE):
         bias = load_int64(layer, L_KEY_NORM_BIAS if is_key else L_QUERY_NORM_BIAS)
         _norm(source, source, size, weight, bias, load_int64(model, G_LAYER_NORM), eps)
     cos = load_int64(layer, L_COS)
     if cos:
         rotary = load_int64(model, G_ROTARY_DIM)
         offset = load_int64(load_int64(row_table, S_POSITIONS), row) * (rotary // 2) * 4
-        _rotated(source, target, size, rotary, cos + offset, load_int64(layer, L_SIN) + offset)
+        layout = load_int64(model, G_ROTARY_LAYOUT)
+        _rotated(source, target, size, rotary, cos + offset, load_int64(layer, L_SIN) + offset, layout)
     else:
         for i in range(size):
             store_float32(target, i, load_float32(source, i))
+
+
+@_inline
+def _norm_whole(layer, model, row):
+    """The norms over all queries and over all keys of a row, in place."""
+    size, eps = load_int64(model, G_HEAD_DIM), load_float32(load_int64(model, G_FLOATS), F_EPS)
+    queries = load_int64(model, G_QKV) + row * load_int64(model, G_QKV_STRIDE)
+    heads, groups = load_int64(model, G_HEADS) * size, load_int64(model, G_KV_HEADS) * size
+    kind = load_int64(model, G_LAYER_NORM)
+    weight, bias = load_int64(layer, L_QUERY_NORM), load_int64(layer, L_QUERY_NORM_BIAS)
+    _norm(queries, queries, heads, weight, bias, kind, eps)
+    keys, weight, bias = queries + 4 * heads, load_int64(layer, L_KEY_NORM), load_int64(layer, L_KEY_NORM_BIAS)
+    _norm(keys, keys, groups, weight, bias, kind, eps)
 
 
 @_inline
@@ -587,6 +647,8 @@ def _attend(table, model, layer, number, row, head, scratch):
         place -= load_int64(load_int64(table, S_STARTS), row)
         first = max(place - window + 1, first)
     largest, total = float32(-math.inf), float32(0.0)
+    if load_int64(layer, L_SINKS):
+        largest, total = load_float32(load_int64(layer, L_SINKS), head), float32(1.0)
     block = first
     while block <= place:
         count = min(place + 1 - block, 64)
@@ -652,6 +714,10 @@ def _add(model, row, source, weight, bias):
     if weight:
         eps = load_float32(load_int64(model, G_FLOATS), F_EPS)
         _norm(part, part, size, weight, bias, load_int64(model, G_LAYER_NORM), eps)
+    scale = load_float32(load_int64(model, G_FLOATS), F_RESIDUAL_SCALE)
+    if scale != 1:
+        for i in range(size):
+            store_float32(part, i, load_float32(part, i) * scale)
     add_in_place(x, part, (size + 15) // 16)
 
 
@@ -691,14 +757,153 @@ def _before_attention(table, model, layer, previous, row):
 
 
 @_inline
+def _route(model, layer, row, source):
+    """Chooses the experts of a row, and their weights.
+
+    A row of G_ROUTES holds, in this order: E scores and the logit of the shared expert's gate; what the choice compares
+    (E); the weights of the chosen ones and of the shared expert; and their numbers, of which the places follow.
+    """
+    experts, chosen = load_int64(model, G_EXPERTS), load_int64(model, G_CHOSEN)
+    scores = load_int64(model, G_ROUTES) + row * load_int64(model, G_ROUTES_STRIDE)
+    choice, weights = scores + 4 * (experts + 1), scores + 4 * (2 * experts + 1)
+    numbers = load_int64(model, G_PLACES) + 8 * row * 2 * (chosen + 1)
+    kind, floats = load_int64(model, G_ROUTER), load_int64(model, G_FLOATS)
+    _multiply(model, load_int64(layer, L_ROUTER), 0, experts, 1, source, 0, row, scores, 0)
+    _score_experts(model, layer, scores, choice, experts, kind)
+    total = float32(1e-20) if kind == 2 else float32(0.0)
+    for k in range(chosen):
+        expert, best = int64(-1), float32(-math.inf)
+        for e in range(experts):
+            if load_float32(choice, e) > best:
+                expert, best = int64(e), load_float32(choice, e)
+        if expert < 0:  # Nothing compares with NaN, which the weight passes on.
+            expert = int64(k)
+        store_float32(choice, expert, float32(-math.inf))
+        store_int64(numbers, k, expert)
+        weight = load_float32(scores, expert)
+        if kind == 1:
+            weight = _exp(weight - load_float32(scores, load_int64(numbers, 0)))
+        store_float32(weights, k, weight)
+        total += weight
+    scale = load_float32(floats, F_ROUTER_SCALE) if kind != 1 else float32(1.0)
+    if kind == 1 or load_int64(model, G_RENORMALIZE):
+        scale /= total
+    for k in range(chosen):
+        store_float32(weights, k, load_float32(weights, k) * scale)
+    store_int64(numbers, chosen, experts)
+    gate, shared = load_int64(layer, L_SHARED_GATE), float32(1.0)
+    if gate:
+        _multiply(model, gate, 0, 1, 1, source, 0, row, scores + 4 * experts, 0)
+        shared = float32(1.0) / (float32(1.0) + _exp(-load_float32(scores, experts)))
+    store_float32(weights, chosen, shared)
+
+
+@_inline
+def _score_experts(model, layer, scores, choice, experts, kind):
+    """Probabilities of the logits at `scores`, in place, and at `choice` what decides which experts are chosen."""
+    if kind == 0:
+        largest, total = float32(-math.inf), float32(0.0)
+        for e in range(experts):
+            largest = max(largest, load_float32(scores, e))
+        for e in range(experts):
+            value = _exp(load_float32(scores, e) - largest)
+            store_float32(scores, e, value)
+            total += value
+        for e in range(experts):
+            store_float32(scores, e, load_float32(scores, e) / total)
+    elif kind == 2:
+        for e in range(experts):
+            store_float32(scores, e, float32(1.0) / (float32(1.0) + _exp(-load_float32(scores, e))))
+    bias = load_int64(layer, L_ROUTER_BIAS)
+    for e in range(experts):
+        store_float32(choice, e, load_float32(scores, e) + (load_float32(bias, e) if bias else float32(0.0)))
+    groups = load_int64(model, G_GROUPS)
+    if groups > 1:
+        sums = choice + 4 * (experts + load_int64(model, G_CHOSEN) + 1)
+        _keep_groups(choice, sums, experts // groups, groups, load_int64(model, G_GROUPS_CHOSEN))
+
+
+@_inline
+def _keep_groups(choice, sums, size, groups, kept):
+    """Leaves the experts of the groups whose two best have the largest sums; the others get -inf."""
+    for group in range(groups):
+        first, second = float32(-math.inf), float32(-math.inf)
+        for e in range(group * size, (group + 1) * size):
+            value = load_float32(choice, e)
+            if value > first:
+                first, second = value, first
+            elif value > second:
+                second = value
+        store_float32(sums, group, first + second)
+    for group in range(groups):
+        own, ahead = load_float32(sums, group), int64(0)
+        for other in range(groups):
+            value = load_float32(sums, other)
+            if value > own or (value == own and other < group):
+                ahead += 1
+        if ahead >= kept:
+            for e in range(group * size, (group + 1) * size):
+                store_float32(choice, e, float32(-math.inf))
+
+
+@_inline
+def _arrange(model, layer, rows):
+    """Sorts the choices of all rows by expert, and puts the inputs of each expert side by side.
+
+    G_USED holds the number of experts in use, and for each its number, its first place and its rows; behind them are
+    the counts that this sorts by. The shared expert has places of its own behind all others, as it may be wider.
+    """
+    experts, chosen, shared = load_int64(model, G_EXPERTS), load_int64(model, G_CHOSEN), load_int64(model, G_SHARED)
+    used, all_places = load_int64(model, G_USED), load_int64(model, G_PLACES)
+    counts, each = used + 8 * (1 + 3 * (experts + 1)), 2 * (chosen + 1)
+    for e in range(experts + 1):
+        store_int64(counts, e, int64(0))
+    for row in range(rows):
+        for k in range(chosen + shared):
+            expert = load_int64(all_places, row * each + k)
+            store_int64(counts, expert, load_int64(counts, expert) + 1)
+    total, first = int64(0), int64(0)
+    for e in range(experts + 1):
+        count = load_int64(counts, e)
+        if count:
+            place = first if e < experts else MAX_ROWS * chosen
+            store_int64(used, 1 + 3 * total, int64(e))
+            store_int64(used, 2 + 3 * total, place)
+            store_int64(used, 3 + 3 * total, count)
+            store_int64(counts, e, place)
+            total += 1
+            first += count
+    store_int64(used, 0, total)
+    hidden, formats, stride = (
+        load_int64(model, G_HIDDEN), load_int64(layer, L_EXPERT_FORMATS), load_int64(model, G_X_STRIDE)
+    )  # fmt: skip
+    for row in range(rows):
+        for k in range(chosen + shared):
+            expert = load_int64(all_places, row * each + k)
+            place = load_int64(counts, expert)
+            store_int64(counts, expert, place + 1)
+            store_int64(all_places, row * each + chosen + 1 + k, place)
+            if rows > 1:  # One row is read where it is.
+                source, target = load_int64(model, G_NORMED) + row * stride, load_int64(model, G_GATHERED)
+                for i in range(hidden):
+                    store_float32(target + place * stride, i, load_float32(source, i))
+                _encode(model, 2 * MAX_ROWS + place, source, 0, hidden, hidden, formats)
+
+
+@_inline
 def _before_feed_forward(model, layer, row):
     """The inputs of a layer's feed-forward, for one row."""
     if load_int64(model, G_RESIDUAL) == SEQUENTIAL:
         norm, bias = load_int64(layer, L_OUT_NORM), load_int64(layer, L_OUT_NORM_BIAS)
         _add(model, row, load_int64(model, G_MIXED_OUT), norm, bias)
     source = _normed(model, row, row, load_int64(layer, L_MLP_NORM), load_int64(layer, L_MLP_NORM_BIAS))
-    formats = _bit(load_int64(layer, L_GATE)) | _bit(load_int64(layer, L_UP))
-    _encode(model, row, source, 0, load_int64(model, G_HIDDEN), load_int64(model, G_HIDDEN), formats)
+    if load_int64(layer, L_EXPERTS):
+        formats = load_int64(layer, L_EXPERT_FORMATS) | _bit(load_int64(layer, L_ROUTER))
+        _encode(model, row, source, 0, load_int64(model, G_HIDDEN), load_int64(model, G_HIDDEN), formats)
+        _route(model, layer, row, source)
+    else:
+        formats = _bit(load_int64(layer, L_GATE)) | _bit(load_int64(layer, L_UP))
+        _encode(model, row, source, 0, load_int64(model, G_HIDDEN), load_int64(model, G_HIDDEN), formats)
 
 
 @_inline
@@ -728,25 +933,101 @@ def _mix(table, model, layer, number, row, head, scratch):
 @_inline
 def _widen(model, layer, begin, end, rows):
     """Inner channels `begin` to `end` of the feed-forward: gate and up, activation, and the rounding for down."""
-    gate, up = load_int64(layer, L_GATE), load_int64(layer, L_UP)
-    source, stride = load_int64(model, G_NORMED), load_int64(model, G_X_STRIDE)
-    wide, second, wide_stride = (
-        load_int64(model, G_WIDE), load_int64(model, G_UP), load_int64(model, G_WIDE_STRIDE)
-    )  # fmt: skip
-    kind, gated = load_int64(model, G_ACTIVATION), load_int64(gate, M_ADDRESS) != 0
+    matrices = load_int64(layer, L_GATE), load_int64(layer, L_UP), load_int64(layer, L_DOWN)
+    wide, second, stride = load_int64(model, G_WIDE), load_int64(model, G_UP), load_int64(model, G_WIDE_STRIDE)
+    # Other pieces still read the inputs of gate and up, so that those of down are written behind them.
+    _gate_and_up(model, matrices, begin, end, rows, load_int64(model, G_NORMED), 0, (wide, second, stride),
+                 load_int64(model, G_ACTIVATION), MAX_ROWS)  # fmt: skip
+
+
+@_inline
+def _gate_and_up(model, matrices, begin, end, rows, source, encoded, targets, kind, place):
+    """Inner channels `begin` to `end` of a feed-forward network or an expert, for `rows` rows side by side.
+
+    `source` and `encoded`: the inputs, as in `_multiply`; `targets`: where gate and up are written, and the stride of
+    their rows; `place`: the row at which the rounded inputs of down start.
+    """
+    gate, up, down = matrices
+    wide, second, wide_stride = targets
+    stride, gated = load_int64(model, G_X_STRIDE), load_int64(gate, M_ADDRESS) != 0
     if gated:
-        _multiply(model, gate, begin, end, rows, source, stride, 0, wide, wide_stride)
-        _multiply(model, up, begin, end, rows, source, stride, 0, second, wide_stride)
+        _multiply(model, gate, begin, end, rows, source, stride, encoded, wide, wide_stride)
+        _multiply(model, up, begin, end, rows, source, stride, encoded, second, wide_stride)
     else:
-        _multiply(model, up, begin, end, rows, source, stride, 0, wide, wide_stride)
+        _multiply(model, up, begin, end, rows, source, stride, encoded, wide, wide_stride)
     for row in range(rows):
         target, other = wide + row * wide_stride, second + row * wide_stride
-        _activate(target, begin, end, kind)
+        if kind == CLAMPED:
+            _clamp(target, other, begin, end, load_float32(load_int64(model, G_FLOATS), F_CLAMP))
+        else:
+            _activate(target, begin, end, kind)
         if gated:
             multiply_in_place(target + 4 * begin, other + 4 * begin, (end - begin + 15) // 16)
-        # Other pieces still read the inputs of gate and up, so that these are written behind them.
-        place = row + MAX_ROWS
-        _encode(model, place, target, begin, end, load_int64(model, G_INNER), _bit(load_int64(layer, L_DOWN)))
+        _encode(model, row + place, target, begin, end, load_int64(down, M_COLUMNS), _bit(down))
+
+
+@_inline
+def _clamp(gate, up, begin, end, limit):
+    """GPT-OSS's activation of a part of a row of gate, and its change of up, in place."""
+    for i in range(begin, end):
+        value = min(load_float32(gate, i), limit)
+        store_float32(gate, i, value / (float32(1.0) + _exp(float32(-1.702) * value)))
+        store_float32(up, i, max(min(load_float32(up, i), limit), -limit) + float32(1.0))
+
+
+@_inline
+def _expert_matrices(layer, expert):
+    address = load_int64(layer, L_EXPERTS) + 8 * E_SIZE * expert
+    return load_int64(address, E_GATE), load_int64(address, E_UP), load_int64(address, E_DOWN)
+
+
+@_inline
+def _widen_expert(model, layer, number, begin, end, rows):
+    """Inner channels `begin` to `end` of the expert that is the `number`-th in use, for the rows that chose it."""
+    used, stride = load_int64(model, G_USED) + 8 * (1 + 3 * number), load_int64(model, G_EXPERT_STRIDE)
+    first, count = load_int64(used, 1), load_int64(used, 2)
+    matrices = _expert_matrices(layer, load_int64(used, 0))
+    end = min(end, load_int64(matrices[1], M_ROWS))
+    if begin >= end:
+        return
+    source, encoded = load_int64(model, G_NORMED), int64(0)
+    if rows > 1:
+        source = load_int64(model, G_GATHERED) + first * load_int64(model, G_X_STRIDE)
+        encoded = 2 * MAX_ROWS + first
+    targets = (
+        load_int64(model, G_EXPERT_WIDE) + first * stride, load_int64(model, G_EXPERT_UP) + first * stride, stride
+    )  # fmt: skip
+    place = MAX_ROWS * (load_int64(model, G_CHOSEN) + 3) + first
+    _gate_and_up(model, matrices, begin, end, count, source, encoded, targets,
+                 load_int64(model, G_EXPERT_ACTIVATION), place)  # fmt: skip
+
+
+@_inline
+def _narrow_experts(model, layer, begin, end, rows):
+    """Channels `begin` to `end` of what the experts of each row give, times their weights."""
+    used, wide, wide_stride = (
+        load_int64(model, G_USED), load_int64(model, G_EXPERT_WIDE), load_int64(model, G_EXPERT_STRIDE)
+    )  # fmt: skip
+    stride, out, chosen = load_int64(model, G_X_STRIDE), load_int64(model, G_EXPERT_OUT), load_int64(model, G_CHOSEN)
+    for number in range(load_int64(used, 0)):
+        entry = used + 8 * (1 + 3 * number)
+        first, count, down = (
+            load_int64(entry, 1),
+            load_int64(entry, 2),
+            _expert_matrices(layer, load_int64(entry, 0))[2],
+        )
+        _multiply(model, down, begin, end, count, wide + first * wide_stride, wide_stride,
+                  MAX_ROWS * (chosen + 3) + first, out + first * stride, stride)  # fmt: skip
+    for row in range(rows):
+        target = load_int64(model, G_DOWN_OUT) + row * stride
+        weights = load_int64(model, G_ROUTES) + row * load_int64(model, G_ROUTES_STRIDE)
+        weights += 4 * (2 * load_int64(model, G_EXPERTS) + 1)
+        places = load_int64(model, G_PLACES) + 8 * (row * 2 + 1) * (chosen + 1)
+        for k in range(chosen + load_int64(model, G_SHARED)):
+            source, weight = out + load_int64(places, k) * stride, load_float32(weights, k)
+            for i in range(begin, end):
+                before = load_float32(target, i) if k else float32(0.0)
+                store_float32(target, i, before + weight * load_float32(source, i))
 
 
 @_inline
@@ -819,8 +1100,11 @@ def _piece_rows(matrix_rows, threads, multiple):
 
 
 # What a phase does; the phases of a layer, in order, then those of the head.
-BEFORE_ATTENTION, PROJECT, WRITE_KEYS, ATTEND, ENCODE_MIXED, PROJECT_OUT, BEFORE_FEED_FORWARD, WIDEN, NARROW = range(9)
-BEFORE_HEAD, PREDICT = 9, 10
+(
+    BEFORE_ATTENTION, PROJECT, WRITE_KEYS, ATTEND, ENCODE_MIXED, PROJECT_OUT, BEFORE_FEED_FORWARD, ARRANGE, WIDEN,
+    NARROW, LAYER_PHASES,
+) = range(11)  # fmt: skip
+BEFORE_HEAD, PREDICT = LAYER_PHASES, LAYER_PHASES + 1
 
 
 @_inline
@@ -829,7 +1113,8 @@ def _pieces(kind, table, model, layer, rows, threads):
     heads, groups, size = (
         load_int64(model, G_HEADS), load_int64(model, G_KV_HEADS), load_int64(model, G_HEAD_DIM)
     )  # fmt: skip
-    together = load_int64(table, S_ONE_EACH) != 0 and rows * groups >= threads
+    whole = load_int64(model, G_NORMS_WHOLE) != 0
+    together = load_int64(table, S_ONE_EACH) != 0 and rows * groups >= threads and not whole
     total, each = int64(0), int64(1)
     if kind in (BEFORE_ATTENTION, BEFORE_FEED_FORWARD):
         total = rows
@@ -843,6 +1128,12 @@ def _pieces(kind, table, model, layer, rows, threads):
         total, each = (heads + 2 * groups) * size, _piece_rows((heads + 2 * groups) * size, threads, PIECE)
     elif kind in (PROJECT_OUT, NARROW):
         total, each = load_int64(model, G_HIDDEN), _piece_rows(load_int64(model, G_HIDDEN), threads, PIECE)
+    elif kind == ARRANGE:
+        total = int64(load_int64(layer, L_EXPERTS) != 0)
+    elif kind == WIDEN and load_int64(layer, L_EXPERTS):
+        inner = load_int64(model, G_EXPERT_INNER)
+        each = _piece_rows(inner, threads, 128)
+        total = load_int64(load_int64(model, G_USED), 0) * ((inner + each - 1) // each) * each
     elif kind == WIDEN:
         total, each = load_int64(model, G_INNER), _piece_rows(load_int64(model, G_INNER), threads, 128)
     elif kind == BEFORE_HEAD:
@@ -867,6 +1158,8 @@ def _run_piece(kind, piece, shape, step, layer, previous, number):
         qkv, qkv_stride = load_int64(model, G_QKV), load_int64(model, G_QKV_STRIDE)
         _multiply_stacked(model, matrices, begin, end, rows, load_int64(model, G_NORMED), stride, qkv, qkv_stride)
     elif kind == WRITE_KEYS:
+        if load_int64(model, G_NORMS_WHOLE):
+            _norm_whole(layer, model, piece)
         for group in range(groups):
             _write_keys(table, model, layer, number, piece, group, scratch)
     elif kind == ATTEND:
@@ -886,8 +1179,16 @@ def _run_piece(kind, piece, shape, step, layer, previous, number):
                   load_int64(model, G_MIXED_STRIDE), 0, load_int64(model, G_MIXED_OUT), stride)  # fmt: skip
     elif kind == BEFORE_FEED_FORWARD:
         _before_feed_forward(model, layer, piece)
+    elif kind == ARRANGE:
+        _arrange(model, layer, rows)
+    elif kind == WIDEN and load_int64(layer, L_EXPERTS):
+        pieces = (load_int64(model, G_EXPERT_INNER) + each - 1) // each
+        begin = piece % pieces * each
+        _widen_expert(model, layer, piece // pieces, begin, begin + each, rows)
     elif kind == WIDEN:
         _widen(model, layer, begin, end, rows)
+    elif kind == NARROW and load_int64(layer, L_EXPERTS):
+        _narrow_experts(model, layer, begin, end, rows)
     elif kind == NARROW:
         _multiply(model, load_int64(layer, L_DOWN), begin, end, rows, load_int64(model, G_WIDE),
                   load_int64(model, G_WIDE_STRIDE), MAX_ROWS, load_int64(model, G_DOWN_OUT), stride)  # fmt: skip
@@ -906,10 +1207,10 @@ def take_part(control, step, thread):
     scratch = load_int64(model, G_SCRATCH) + thread * load_int64(model, G_SCRATCH_STRIDE)
     if atomic_load(control + 8 * C_STEP) != step:
         return False
-    for phase in range(layers * 9 + 2):
-        number, kind = phase // 9, phase % 9
+    for phase in range(layers * LAYER_PHASES + 2):
+        number, kind = phase // LAYER_PHASES, phase % LAYER_PHASES
         if number == layers:
-            number, kind = layers - 1, kind + 9
+            number, kind = layers - 1, kind + LAYER_PHASES
         layer = load_int64(model, G_LAYERS) + 8 * L_SIZE * number
         previous = layer - 8 * L_SIZE if number else int64(0)
         pieces, each, total, together = _pieces(kind, table, model, layer, rows, threads)
@@ -962,7 +1263,7 @@ def start_step(control, table, layers):
     """Makes a step the one that runs; returns its number."""
     step = (load_int64(control, C_STEP) + 1) & 0x7FFFFFFF
     # Nobody may claim anything of the new step before its table is known, nor anything of the old one.
-    for phase in range(layers * 9 + 2):
+    for phase in range(layers * LAYER_PHASES + 2):
         address = control + 8 * (C_PHASES + phase * PHASE_SPACING)
         atomic_store(address + 64, 0)
         atomic_store(address, step << 32)

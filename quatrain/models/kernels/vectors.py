@@ -589,6 +589,12 @@ def _store_float32(context: Any, builder: Any, signature: Any, arguments: Any) -
     return context.get_dummy_value()
 
 
+def _store_int64(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    base, index, value = arguments
+    builder.store(value, _element(builder, base, index, I64), align=8)
+    return context.get_dummy_value()
+
+
 def _store_float16(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     base, index, value = arguments
     builder.store(builder.fptrunc(value, HALF), _element(builder, base, index, HALF), align=2)
@@ -704,8 +710,8 @@ load_float32, load_bfloat16, load_float16 = (
     _simple(types.float32, 2, generate) for generate in (_load_float32, _load_bfloat16, _load_float16)
 )
 load_int64 = _simple(types.int64, 2, _load_int64)
-store_float32, store_bfloat16, store_float16 = (
-    _simple(types.void, 3, generate) for generate in (_store_float32, _store_bfloat16, _store_float16)
+store_float32, store_bfloat16, store_float16, store_int64 = (
+    _simple(types.void, 3, generate) for generate in (_store_float32, _store_bfloat16, _store_float16, _store_int64)
 )
 squares, sum_float32 = _simple(types.float32, 3, _squares), _simple(types.float32, 2, _sum)
 largest_float32, exponentials = _simple(types.float32, 2, _largest), _simple(types.float32, 3, _exponentials)

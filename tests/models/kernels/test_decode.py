@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_configs import EXPERTS, GROUPED, tiny
+from tiny_configs import GROUPED, MORE_GROUPED, tiny
 from tiny_models import bloom, gpt2, llama, random_model
 
 from quatrain.compression import methods
@@ -19,13 +19,15 @@ from quatrain.models.kernels import decode
 from quatrain.models.kernels.decode import MAX_ROWS, CacheDecoder, explain, native_decoder, stored_weight
 from quatrain.models.kernels.stored import StoredWeight
 from quatrain.models.kernels.threads import StepThreads
+from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.kv_cache import KVCache
 from quatrain.models.transformer.stack import Model
 
 pytest.importorskip("numba")
 pytestmark = pytest.mark.xdist_group("native")
 
-DECODERS = [*(name for name in GROUPED if name not in EXPERTS), "gpt2", "bloom", "opt", "gpt_neox"]
+DECODERS = [name for name in (*GROUPED, *MORE_GROUPED) if name not in ("deepseek_v3", "stablelm", "ministral3")]
+DECODERS += ["gpt2", "bloom", "opt", "gpt_neox", "gptj"]
 WIDE = {"hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 4, "vocab_size": 203}
 """Wide enough for groups of 128, and not a multiple of any vector."""
 
@@ -58,7 +60,7 @@ def largest_error(model: Model, rows: int = 3, prompt: int = 5, new: int = 4) ->
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_every_family(name: str) -> None:
-    model = random_model(get_family(name).from_hf(tiny(name)))
+    model = random_model(get_family(name).from_hf(tiny(name) | ({"sliding_window": 16} if name == "gpt_oss" else {})))
     assert explain(model) is None
     assert largest_error(model) < 1e-5
 
@@ -287,11 +289,59 @@ def test_what_it_does_not_cover_is_named() -> None:
     assert native_decoder(model) is None
 
 
-@pytest.mark.parametrize("name", EXPERTS)
-def test_mixtures_of_experts_are_named(name: str) -> None:
-    model = random_model(get_family(name).from_hf(tiny(name)))
-    assert f"a {name} model has parts that native code does not run: experts" in str(explain(model))
-    assert native_decoder(model) is None
+def mixture(name: str, **changes) -> ModelConfig:
+    """A mixture of 6 experts, wide enough for groups of 128; its shared expert is wider than the others."""
+    sizes = WIDE | {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 72, "num_key_value_heads": 4}
+    sizes |= {"shared_expert_intermediate_size": 136, "head_dim": 32}
+    return get_family(name).from_hf(tiny(name) | sizes | changes)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_experts_with_several_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dense and sparse layers, a shared expert wider than the others, and more rows than experts."""
+    monkeypatch.setattr(decode, "step_threads", lambda: StepThreads(threads))
+    config = mixture("qwen2_moe", mlp_only_layers=[0], num_hidden_layers=3)
+    assert largest_error(random_model(config), rows=11) < 1e-5
+
+
+def test_a_sigmoid_router_that_chooses_groups() -> None:
+    config = mixture("qwen3_moe")
+    assert config.experts is not None
+    experts = replace(config.experts, router="sigmoid", groups=3, groups_per_token=2, scale=2.5, num_experts=9)
+    model = random_model(replace(config, experts=experts))
+    for block in model.layers:
+        block.mlp.gate.e_score_correction_bias.copy_(torch.linspace(-0.3, 0.3, 9))
+    assert largest_error(model, rows=5) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["int8", "int4"])
+def test_quantized_experts(method: str) -> None:
+    config = mixture("qwen2_moe", moe_intermediate_size=128, shared_expert_intermediate_size=256)
+    assert largest_error_of_integers(config, method) < 2e-3
+
+
+@torch.inference_mode()
+def test_a_step_reads_the_chosen_experts_alone() -> None:
+    """And a row does not depend on the others, bit for bit, though they share experts."""
+    model = random_model(mixture("qwen2_moe")).to(torch.bfloat16)
+    ids, cache = ids_of(model, 9, 6), KVCache(model.config, 9, 8, dtype=torch.bfloat16)
+    decoder = native_decoder(model)
+    assert decoder is not None
+    bytes_of = {name: sum(p.nbytes for p in part.parameters()) for name, part in model.layers[0].mlp.named_children()}
+    unread = 2 * bytes_of["experts"] * (6 - 3) // 6 + model.embed_tokens.weight.nbytes
+    every = sum(p.nbytes for p in model.parameters() if p.dim() > 1)
+    assert decoder.step_bytes == every - unread
+    model(ids[:, :5], cache=cache)
+    places = torch.full((9,), 5)
+    together = decoder.step(ids[:, 5], places, torch.arange(9), cache.keys, cache.values)
+    for rows in ([0], [3], [8, 1], [4, 7, 2, 0]):
+        own = torch.tensor(rows)
+        assert torch.equal(decoder.step(ids[own, 5], places[own], own, cache.keys, cache.values), together[own])
+
+
+def test_latent_attention_is_named() -> None:
+    model = random_model(get_family("deepseek_v3").from_hf(tiny("deepseek_v3")))
+    assert explain(model) == "native code has no latent attention" and native_decoder(model) is None
 
 
 @torch.inference_mode()
