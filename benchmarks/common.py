@@ -35,6 +35,11 @@ def parser(text: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def clock_of(processor_time: bool) -> Callable[[], float]:
+    """The clock, or the time of this process's threads alone: on a busy machine a clock measures the others too."""
+    return time.process_time if processor_time else time.perf_counter
+
+
 def require(module: str, extra: str = "hf") -> Any:
     """Imports a peer; ends the program with what to install where it is absent."""
     if importlib.util.find_spec(module) is None:
@@ -58,12 +63,12 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logarithms) / len(logarithms))
 
 
-def seconds_of(call: Callable[[], Any], times: int = 1) -> float:
+def seconds_of(call: Callable[[], Any], times: int = 1, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds of one call, over `times` of them in a row."""
-    start = time.perf_counter()
+    start = clock()
     for _ in range(times):
         call()
-    return (time.perf_counter() - start) / times
+    return (clock() - start) / times
 
 
 def in_turns(calls: Mapping[str, Callable[[], float]], repeat: int) -> dict[str, list[float]]:
@@ -117,6 +122,20 @@ def reading_rate(clock: Callable[[], float] = time.perf_counter) -> float:
         data.sum()
         spans.append(clock() - start)
     return data.nbytes / min(spans)
+
+
+def product_rate(dtype: Any, size: int, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Operations per second of the product of two square matrices."""
+    import torch
+
+    one, other = torch.randn(2, size, size).to(dtype)
+    one @ other
+    spans = []
+    for _ in range(3):
+        start = clock()
+        one @ other
+        spans.append(clock() - start)
+    return 2 * size**3 / min(spans)
 
 
 def child_environment() -> dict[str, str]:

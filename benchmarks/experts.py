@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from common import (
+    clock_of,
     continue_greedily,
     finish,
     geometric_mean,
     in_turns,
     our_decoder,
     parser,
+    product_rate,
     reading_rate,
     require,
     spread,
@@ -57,20 +59,6 @@ ROWS, LENGTH, PROMPT, NEW = 4, 128, 16, 32
 CLOCK: Callable[[], float] = time.perf_counter
 """`--processor-time` replaces it: on a busy machine the clock measures the others too."""
 SIDES = ("quatrain", "loop", "grouped")
-
-
-def product_rate(size: int) -> float:
-    """Operations per second of the product of two square float32 matrices."""
-    import torch
-
-    one, other = torch.randn(2, size, size)
-    one @ other
-    spans = []
-    for _ in range(3):
-        start = CLOCK()
-        one @ other
-        spans.append(CLOCK() - start)
-    return 2 * size**3 / min(spans)
 
 
 def trainer(model: Any, loss_of: Callable[[], Any], times: int) -> Callable[[], float]:
@@ -175,11 +163,12 @@ def main() -> None:
     arguments.add_argument("--repeat", type=int, default=5)
     arguments.add_argument("--processor-time", action="store_true", help="for a busy machine, with one thread")
     given = arguments.parse_args()
+    import torch
+
     require("transformers")
-    if given.processor_time:
-        global CLOCK
-        CLOCK = time.process_time
-    rates = product_rate(256 if given.quick else 1024), reading_rate(CLOCK)
+    global CLOCK
+    CLOCK = clock_of(given.processor_time)
+    rates = product_rate(torch.float32, 256 if given.quick else 1024, CLOCK), reading_rate(CLOCK)
     print(f"matrix products {rates[0] / 1e9:.0f} GFLOP/s, memory {rates[1] / 1e9:.1f} GB/s", flush=True)
     found = [compare(name, 1 if given.quick else given.repeat, rates, given.quick) for name in given.families]
     finish(

@@ -14,9 +14,9 @@ transformers' time over ours for forward and backward, the geometric mean over a
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,14 @@ from typing import Any
 
 from common import (
     Worker,
+    clock_of,
     continue_greedily,
     finish,
     geometric_mean,
     in_turns,
     our_decoder,
     parser,
+    product_rate,
     reading_rate,
     require,
     serve,
@@ -173,16 +175,20 @@ def _shift(start: Any, labels: Any) -> Any:
     return torch.cat((start, labels[:, :-1]), dim=1)
 
 
-def work(name: str, side: str, folder: Path, dtype_name: str, device: str, *, quick: bool, memory_only: bool) -> None:
+def work(name: str, side: str, folder: Path, given: argparse.Namespace) -> None:
     """A worker's side: memory of a forward and backward pass at each turn, its time, and that of a forward pass."""
     import gc
 
     import torch
 
     from quatrain.core.process_memory import peak_memory, reset_peak_memory
-    from quatrain.planning.machine import matmul_flops_per_second
 
-    dtype = getattr(torch, dtype_name)
+    dtype, device, quick, clock = (
+        getattr(torch, given.dtypes[0]),
+        given.device,
+        given.quick,
+        clock_of(given.processor_time),
+    )
     model, loss_of = ours(folder, dtype, device) if side == "quatrain" else theirs(name, folder, dtype, device)
     ids, labels = batch(model.config.vocab_size, device, quick)
     decode, new = None, 3 if quick else NEW
@@ -204,12 +210,12 @@ def work(name: str, side: str, folder: Path, dtype_name: str, device: str, *, qu
 
     def timed(call: Callable[[], Any], seconds: float) -> float:
         wait()
-        start, times = time.perf_counter(), 0
-        while times < 1 or time.perf_counter() - start < seconds:
+        start, times = clock(), 0
+        while times < 1 or clock() - start < seconds:
             call()
             times += 1
         wait()
-        return (time.perf_counter() - start) / times
+        return (clock() - start) / times
 
     def measure() -> dict[str, Any]:
         model.zero_grad(set_to_none=True)
@@ -224,17 +230,17 @@ def work(name: str, side: str, folder: Path, dtype_name: str, device: str, *, qu
         peak = torch.cuda.max_memory_allocated() if device == "cuda" else peak_memory()
         span = 0.0 if quick else 0.6
         found = {"loss": loss, "peak_bytes": peak, "passes_bytes": peak - before}
-        if memory_only:
+        if given.memory:
             return found
         found["both_seconds"] = timed(both, span)
         model.zero_grad(set_to_none=True)
         found["forward_seconds"] = timed(forward, span / 2)
         if device == "cpu":
-            found["matmul_flops_per_second"] = matmul_flops_per_second(dtype, size=256 if quick else 1024)
+            found["matmul_flops_per_second"] = product_rate(dtype, 256 if quick else 1024, clock)
         if decode is not None:
             found["token_seconds"] = timed(lambda: decode(ids[:1, :PROMPT], new), span) / new
             if device == "cpu" and side == "quatrain" and model.encoder is None:
-                found["bytes_per_second"] = reading_rate()
+                found["bytes_per_second"] = reading_rate(clock)
                 found["weight_bytes"] = sum(weight.nbytes for weight in model.parameters()) - embedding_bytes(model)
         return found
 
@@ -275,13 +281,14 @@ def turns_of(name: str, folder: str, options: list[str], repeat: int) -> dict[st
     return runs
 
 
-def compare(name: str, dtype: str, repeat: int, device: str, quick: bool) -> dict[str, Any]:
+def compare(name: str, dtype: str, given: argparse.Namespace) -> dict[str, Any]:
     """Both sides for one family and dtype, in turns; prints a line."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        write(name, folder, quick)
-        count = flops(name, folder, quick)
-        options = ["--device", device, "--dtypes", dtype, *(["--quick"] if quick else [])]
+        write(name, folder, given.quick)
+        count, repeat = flops(name, folder, given.quick), 1 if given.quick else given.repeat
+        options = ["--device", given.device, "--dtypes", dtype]
+        options += [flag for flag in ("--quick", "--processor-time") if getattr(given, flag[2:].replace("-", "_"))]
         memory = turns_of(name, made, [*options, "--memory"], 1)
         runs = turns_of(name, made, options, repeat)
     found: dict[str, Any] = {"family": name, "dtype": dtype}
@@ -330,25 +337,22 @@ def main() -> None:
     arguments.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     arguments.add_argument("--repeat", type=int, default=5)
     arguments.add_argument("--device", default="cpu")
+    arguments.add_argument("--processor-time", action="store_true", help="for a busy machine, with one thread")
     arguments.add_argument("--memory", action="store_true", help="for a worker: memory alone")
     arguments.add_argument("--worker", nargs=3, metavar=("FAMILY", "SIDE", "FOLDER"))
     given = arguments.parse_args()
     if given.worker:
         name, side, folder = given.worker
-        quick, memory_only = given.quick, given.memory
-        work(name, side, Path(folder), given.dtypes[0], given.device, quick=quick, memory_only=memory_only)
+        work(name, side, Path(folder), given)
         return
     require("transformers")
-    found = [
-        compare(name, dtype, 1 if given.quick else given.repeat, given.device, given.quick)
-        for name in given.families
-        for dtype in given.dtypes
-    ]
+    found = [compare(name, dtype, given) for name in given.families for dtype in given.dtypes]
     finish(
         "families",
         geometric_mean(result["both_ratio"] for result in found),
         "transformers' time over ours, forward and backward, geometric mean",
         quick=given.quick,
+        processor_time=given.processor_time,
         decode_ratio=geometric_mean(result["decode_ratio"] for result in found if "decode_ratio" in result)
         if any("decode_ratio" in result for result in found)
         else None,

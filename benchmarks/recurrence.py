@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import finish, geometric_mean, in_turns, parser, require, seconds_of, spread
+from common import clock_of, finish, geometric_mean, in_turns, parser, require, seconds_of, spread
 
 ROWS, LENGTH, PROMPT = 4, 512, 64
+CLOCK = clock_of(False)
 LENGTHS = 256, 4096
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "vocab_size": 8192}
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -70,8 +71,8 @@ def training(ours: Any, theirs: Any, repeat: int, quick: bool) -> dict[str, Any]
         cross_entropy(logits.flatten(0, 1), ids.flatten()).backward()
 
     calls: dict[str, Callable[[], float]] = {
-        "quatrain": lambda: seconds_of(mine),
-        "transformers": lambda: seconds_of(peer),
+        "quatrain": lambda: seconds_of(mine, clock=CLOCK),
+        "transformers": lambda: seconds_of(peer, clock=CLOCK),
     }
     in_turns(calls, 1)
     return {side: spread(values) for side, values in in_turns(calls, repeat).items()}
@@ -97,8 +98,8 @@ def decoding(ours: Any, theirs: Any, batch: int, count: int, repeat: int) -> dic
         texts["transformers"] = found[:, PROMPT:].tolist()
 
     calls: dict[str, Callable[[], float]] = {
-        "quatrain": lambda: batch * count / seconds_of(mine),
-        "transformers": lambda: batch * count / seconds_of(peer),
+        "quatrain": lambda: batch * count / seconds_of(mine, clock=CLOCK),
+        "transformers": lambda: batch * count / seconds_of(peer, clock=CLOCK),
     }
     in_turns(calls, 1)
     rates = {side: spread(values) for side, values in in_turns(calls, repeat).items()}
@@ -115,7 +116,7 @@ def state(model: Any, lengths: tuple[int, ...]) -> list[dict[str, Any]]:
         cache = KVCache(model.config, 1, length + 8)
         with torch.inference_mode():
             model.hidden_states(torch.full((1, length), 5), cache=cache)
-            steps = [seconds_of(partial(model, torch.tensor([[5]]), cache=cache)) for _ in range(8)]
+            steps = [seconds_of(partial(model, torch.tensor([[5]]), cache=cache), clock=CLOCK) for _ in range(8)]
         rows.append({"length": length, "bytes": cache.nbytes, "step_seconds": min(steps)})
     return rows
 
@@ -126,7 +127,10 @@ def main() -> None:
     arguments.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     arguments.add_argument("--new-tokens", type=int, default=32)
     arguments.add_argument("--repeat", type=int, default=3)
+    arguments.add_argument("--processor-time", action="store_true", help="for a busy machine, with one thread")
     chosen = arguments.parse_args()
+    global CLOCK
+    CLOCK = clock_of(chosen.processor_time)
     batches, count, repeat, lengths = chosen.batches, chosen.new_tokens, chosen.repeat, LENGTHS
     if chosen.quick:
         batches, count, repeat, lengths = [2], 4, 1, (8, 16)
@@ -155,7 +159,7 @@ def main() -> None:
     ratios = [row["training_ratio"] for row in rows]
     ratios += [point["ratio"] for row in rows for point in row["decoding"]]
     finish("recurrence", geometric_mean(ratios), "speed of training and decoding / that of transformers",
-           quick=chosen.quick, rows=rows, states=states)  # fmt: skip
+           quick=chosen.quick, processor_time=chosen.processor_time, rows=rows, states=states)  # fmt: skip
 
 
 def llama(quick: bool) -> Any:

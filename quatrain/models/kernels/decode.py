@@ -29,6 +29,7 @@ from quatrain.models.modules import weights_version
 from quatrain.models.transformer.config import ExpertsConfig, ModelConfig
 from quatrain.models.transformer.experts import MixtureOfExperts
 from quatrain.models.transformer.kv_cache import KVCache
+from quatrain.models.transformer.latent_attention import NORM_EPS as LATENT_EPS
 from quatrain.models.transformer.norms import BareRMSNorm, RMSNorm
 from quatrain.models.transformer.positions import alibi_slopes, depends_on_length, sinusoidal_table
 
@@ -100,10 +101,16 @@ def _modules_problem(model: Any) -> str | None:
         if getattr(model, name, None) is not None:
             return f"the model has a part that native code does not run: {name}"
     for name, module in model.layers.named_modules():
-        is_linear = name.endswith("_proj")
-        if is_linear and not is_readable(module):
+        if _is_projection(name) and not is_readable(module):
             return f"layers.{name} is a {type(module).__name__}"
+        if name.endswith("kv_b_proj") and type(module) is not nn.Linear:
+            return f"layers.{name} is a {type(module).__name__}, and latent attention reads it by columns"
     return None if type(model.lm_head) is nn.Linear else f"the head is a {type(model.lm_head).__name__}"
+
+
+def _is_projection(name: str) -> bool:
+    leaf = name.rpartition(".")[2]
+    return "_proj" in leaf or leaf == "shared_expert_gate"
 
 
 def explain(model: Any) -> str | None:
@@ -117,8 +124,6 @@ def explain(model: Any) -> str | None:
         return f"the model is on {model.device.type}; native code runs on the CPU"
     if model.embed_tokens.weight.dtype not in DTYPES:
         return f"weights are {model.embed_tokens.weight.dtype}"
-    if config.latent is not None:
-        return "native code has no latent attention"
     if (
         config.shared_kv_layers or config.full_head_dim or config.layer_embedding_size or config.value_norm
         or config.layer_scale or config.keys_as_values or (config.experts is not None and config.experts.beside_dense)
@@ -166,7 +171,7 @@ class NativeDecoder:
         self._model = weakref.ref(model)
         self.pool: StepThreads = step_threads()
         self._version = weights_version(model)
-        weights = [stored_weight(module) for name, module in model.layers.named_modules() if name.endswith("_proj")]
+        weights = [stored_weight(module) for name, module in model.layers.named_modules() if _is_projection(name)]
         sizes: dict[str, int] = {}
         for weight in weights:
             if weight is not None:
@@ -197,7 +202,8 @@ class NativeDecoder:
         self.likeliest = torch.empty(4, 0)
         """Of each row of the last step: its likeliest token, the log-probability of that, the log of the sum of all
         e^x, and the token's logit (4, N) float32; the last three are not finite where a logit is not."""
-        weakref.finalize(self, self.pool.retired.append, [self._table, self._model_table]).atexit = False
+        tables = [self._table, self._model_table, self._layers]
+        weakref.finalize(self, self.pool.retired.append, tables).atexit = False
 
     def is_current(self) -> bool:
         """Whether the model is still the one that the decoder was made for: same weights, adapters and hooks."""
@@ -323,7 +329,8 @@ class NativeDecoder:
         """Weight and bias of a norm in float32; (-1, 0) where there is no norm, 0 for what it does not have."""
         if norm is None or isinstance(norm, nn.Identity):
             return -1, 0
-        weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+        weight: Any = getattr(norm, "weight", None)
+        bias: Any = getattr(norm, "bias", None)
         if isinstance(norm, BareRMSNorm):
             weight = torch.ones(max(self.config.hidden_size, self.config.num_attention_heads * self.config.head_dim))
         if isinstance(norm, RMSNorm):
@@ -336,10 +343,7 @@ class NativeDecoder:
         table = torch.zeros(len(model.layers), code.L_SIZE, dtype=torch.int64)
         for row, block in zip(table, model.layers, strict=True):
             attention = block.self_attn
-            for column, layer in (
-                (code.L_QUERY, attention.q_proj), (code.L_KEY, attention.k_proj), (code.L_VALUE, attention.v_proj),
-                (code.L_OUT, attention.o_proj),
-            ):  # fmt: skip
+            for column, layer in self._attention_layers(attention):
                 row[column] = self._linear(layer)
             if isinstance(block.mlp, MixtureOfExperts):
                 self._describe_experts(row, block.mlp)
@@ -356,14 +360,27 @@ class NativeDecoder:
             for column, norm in (
                 (code.L_OUT_NORM, block.attention_output_layernorm),
                 (code.L_DOWN_NORM, block.feed_forward_output_layernorm),
-                (code.L_QUERY_NORM, attention.q_norm),
-                (code.L_KEY_NORM, attention.k_norm),
+                (code.L_QUERY_NORM, getattr(attention, "q_norm", getattr(attention, "q_a_layernorm", None))),
+                (code.L_KEY_NORM, attention.kv_a_layernorm if config.latent else attention.k_norm),
             ):
                 if norm is not None:
                     row[column], row[column + 1] = self._norm(norm)
             row[code.L_WINDOW] = attention.window or 0
             row[code.L_SCALE] = self._held(torch.tensor([attention.scale]))
         return table
+
+    def _attention_layers(self, attention: Any) -> list[tuple[int, Any]]:
+        """The linear layers of an attention, each with its column of the table."""
+        code, latent = self._code, self.config.latent
+        if latent is None:
+            names = {"q_proj": code.L_QUERY, "k_proj": code.L_KEY, "v_proj": code.L_VALUE}
+        else:
+            names = {"kv_a_proj_with_mqa": code.L_KEY, "kv_b_proj": code.L_EXPAND}
+            names |= {"q_a_proj": code.L_QUERY, "q_b_proj": code.L_QUERY_B} if latent.query_rank else {
+                "q_proj": code.L_QUERY}  # fmt: skip
+        columns = (code.L_QUERY, code.L_KEY, code.L_VALUE, code.L_QUERY_B, code.L_EXPAND)
+        layers = {column: getattr(attention, name) for name, column in names.items()}
+        return [(code.L_OUT, attention.o_proj), *((column, layers.get(column)) for column in columns)]
 
     def _feed_forward(self, mlp: Any) -> tuple[int, int, int]:
         """The addresses of the matrices of a feed-forward network: gate, up and down."""
@@ -380,24 +397,17 @@ class NativeDecoder:
             matrices.append(self._feed_forward(mixture.shared_expert))
         table = torch.tensor(matrices)
         row[code.L_EXPERTS] = self._held(table)
-        formats = 0
-        for gate, up, _ in matrices:
-            for matrix in (self._matrices[gate], self._matrices[up]):
-                if matrix[code.M_ADDRESS]:
-                    formats |= 1 << int(matrix[code.M_FORMAT])
-        row[code.L_EXPERT_FORMATS] = formats
-        weight = router.weight.detach()
+        weight = router.weight.detach().contiguous()
         weight = weight.float() if config.router == "sigmoid" else weight
-        row[code.L_ROUTER] = self._plain(weight, router.bias)
+        row[code.L_ROUTER] = self._matrix(StoredWeight(DTYPES[weight.dtype], weight, *weight.shape), router.bias)
         if isinstance(router.e_score_correction_bias, Tensor):
             row[code.L_ROUTER_BIAS] = self._held(router.e_score_correction_bias.float().contiguous())
         if mixture.shared_expert_gate is not None:
-            row[code.L_SHARED_GATE] = self._plain(mixture.shared_expert_gate.weight.detach(), None)
-
-    def _plain(self, weight: Tensor, bias: Tensor | None) -> int:
-        """The address of the table of a matrix (rows, columns) of floats."""
-        weight = weight.contiguous()
-        return self._matrix(StoredWeight(DTYPES[weight.dtype], weight, *weight.shape), bias)
+            row[code.L_SHARED_GATE] = self._linear(mixture.shared_expert_gate)
+        readers = [matrix for gate, up, _ in matrices for matrix in (gate, up)] + [int(row[code.L_SHARED_GATE])]
+        tables = [self._matrices[reader] for reader in readers if reader]
+        formats = {int(table[code.M_FORMAT]) for table in tables if table[code.M_ADDRESS]}
+        row[code.L_EXPERT_FORMATS] = sum(1 << form for form in formats)
 
     def _describe_model(self, model: Any) -> None:
         code, config = self._code, self.config
@@ -412,7 +422,7 @@ class NativeDecoder:
         experts = config.experts
         floats = [config.norm_eps, scale, config.attention_softcap or 0.0, config.logit_scale,
                   config.logit_softcap or 0.0, config.residual_scale, experts.scale if experts else 1.0,
-                  (experts.clamp if experts else None) or 0.0]  # fmt: skip
+                  (experts.clamp if experts else None) or 0.0, LATENT_EPS]  # fmt: skip
         put(
             G_LAYERS=self._layers.data_ptr(), G_NUM_LAYERS=len(model.layers), G_HIDDEN=config.hidden_size,
             G_INNER=config.intermediate_size, G_HEADS=config.num_attention_heads, G_KV_HEADS=config.num_key_value_heads,
@@ -423,8 +433,16 @@ class NativeDecoder:
             G_FLOATS=self._held(torch.tensor(floats)), G_EMBEDDING=self._held(embedding.detach()),
             G_EMBEDDING_FORMAT=FORMATS.index(DTYPES[embedding.dtype]), G_THREADS=self.pool.threads,
             G_NORMS_WHOLE=int(config.query_key_norm == "whole"),
-            G_ROTARY_LAYOUT=code.ROTARY_LAYOUTS.index(config.rotary_layout),
+            G_ROTARY_LAYOUT=code.ROTARY_LAYOUTS.index(config.rotary_layout), G_MIX_DIM=config.head_dim,
+            G_PROJECTED=(config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim,
         )  # fmt: skip
+        if latent := config.latent:
+            put(
+                G_LATENT=latent.kv_rank, G_PLAIN_DIM=latent.nope_dim, G_MIX_DIM=latent.value_dim,
+                G_QUERY_RANK=latent.query_rank, G_ROTARY_DIM=latent.rope_dim, G_ROTARY_LAYOUT=int(latent.interleaved),
+                G_PROJECTED=(latent.query_rank or config.num_attention_heads * config.head_dim) + latent.kv_rank
+                + latent.rope_dim,
+            )  # fmt: skip
         weight = rounded_to_int8(head.weight) if self.rounds_head else stored_weight(head)
         put(G_HEAD=self._matrix(weight, head.bias))
         table[code.G_NORM], table[code.G_NORM_BIAS] = self._norm(model.norm)
@@ -447,18 +465,20 @@ class NativeDecoder:
 
     def _allocate(self, put: Callable[..., None]) -> None:
         """The buffers of a step's activations, each row ending in zeros up to a multiple of 128 elements."""
-        config = self.config
+        config, latent = self.config, self.config.latent
+        mix_dim = config.head_dim if latent is None else latent.value_dim
         # A line more than the elements take: rows a power of two apart would share a few sets of the first cache.
         size, inner, mixed = (
             _padded(width) + 16
             for width in (
-                config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim
+                config.hidden_size, config.intermediate_size, config.num_attention_heads * mix_dim
             )
         )  # fmt: skip
-        heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+        heads = int(self._model_table[self._code.G_PROJECTED])
         experts = config.experts
         wide = 0 if experts is None else max(experts.intermediate_size, experts.shared_intermediate_size)
-        largest, byte = max(size, inner, mixed, _padded(wide) + 16), torch.uint8
+        query_vector = _padded(latent.query_rank if latent else 0) + 16
+        largest, byte = max(size, inner, mixed, query_vector, _padded(wide) + 16), torch.uint8
         rows = {"G_X": size, "G_NORMED": size, "G_MIXED_OUT": size, "G_DOWN_OUT": size, "G_QKV": heads,
                 "G_MIXED": mixed, "G_WIDE": inner, "G_UP": inner}  # fmt: skip
         for name, width in rows.items():
@@ -473,6 +493,13 @@ class NativeDecoder:
         if experts is not None:
             self._allocate_experts(experts, put, size, _padded(wide) + 16, places)
         scratch = 4 * (2 * config.head_dim + 128)
+        if latent is not None:
+            scratch = 4 * (2 * latent.kv_rank + latent.rope_dim + 256)
+            queries = config.num_attention_heads * config.head_dim
+            put(
+                G_QUERY_VECTOR=self._buffer(MAX_ROWS, query_vector), G_QUERY_VECTOR_STRIDE=4 * query_vector,
+                G_QUERIES=self._buffer(MAX_ROWS, queries),
+            )  # fmt: skip
         put(G_SCRATCH=self._buffer(self.pool.threads, scratch, dtype=byte), G_SCRATCH_STRIDE=scratch)
 
     def _allocate_experts(

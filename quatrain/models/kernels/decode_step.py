@@ -65,8 +65,10 @@ M_ADDRESS, M_FORMAT, M_ROWS, M_COLUMNS, M_ROW_BYTES, M_SCALE, M_SCALE_ROW, M_GRO
     L_NORM, L_NORM_BIAS, L_MLP_NORM, L_MLP_NORM_BIAS, L_OUT_NORM, L_OUT_NORM_BIAS, L_DOWN_NORM, L_DOWN_NORM_BIAS,
     L_QUERY_NORM, L_QUERY_NORM_BIAS, L_KEY_NORM, L_KEY_NORM_BIAS,
     L_WINDOW, L_COS, L_SIN, L_SCALE, L_SINKS,
-    L_EXPERTS, L_ROUTER, L_ROUTER_BIAS, L_SHARED_GATE, L_EXPERT_FORMATS, L_SIZE,
-) = range(30)  # fmt: skip
+    L_EXPERTS, L_ROUTER, L_ROUTER_BIAS, L_SHARED_GATE, L_EXPERT_FORMATS, L_QUERY_B, L_EXPAND, L_SIZE,
+) = range(32)  # fmt: skip
+# With latent attention L_QUERY gives the queries or, where L_QUERY_B is a matrix, the vector that it projects to them;
+# L_KEY gives the latent vector and the key to be rotated; L_EXPAND is what would project the vector to keys and values.
 # The matrices of an expert, of which L_EXPERTS has one after the other; the shared expert is the last.
 E_GATE, E_UP, E_DOWN, E_SIZE = range(4)
 # The model.
@@ -79,11 +81,13 @@ E_GATE, E_UP, E_DOWN, E_SIZE = range(4)
     G_THREADS, G_SCRATCH, G_SCRATCH_STRIDE, G_NORMS_WHOLE, G_ROTARY_LAYOUT,
     G_EXPERTS, G_CHOSEN, G_SHARED, G_ROUTER, G_RENORMALIZE, G_GROUPS, G_GROUPS_CHOSEN, G_EXPERT_INNER,
     G_EXPERT_ACTIVATION, G_ROUTES, G_ROUTES_STRIDE, G_PLACES, G_USED, G_GATHERED, G_EXPERT_WIDE, G_EXPERT_UP,
-    G_EXPERT_STRIDE, G_EXPERT_OUT, G_SIZE,
-) = range(66)  # fmt: skip
+    G_EXPERT_STRIDE, G_EXPERT_OUT, G_PROJECTED, G_MIX_DIM, G_LATENT, G_PLAIN_DIM, G_QUERY_RANK, G_QUERY_VECTOR,
+    G_QUERY_VECTOR_STRIDE, G_QUERIES, G_SIZE,
+) = range(74)  # fmt: skip
 (
     F_EPS, F_EMBEDDING_SCALE, F_SOFTCAP, F_LOGIT_SCALE, F_LOGIT_SOFTCAP, F_RESIDUAL_SCALE, F_ROUTER_SCALE, F_CLAMP,
-) = range(8)  # fmt: skip
+    F_LATENT_EPS,
+) = range(9)  # fmt: skip
 # A step.
 (
     S_MODEL, S_ROWS, S_TOKENS, S_PLACES, S_POSITIONS, S_SLOTS, S_STARTS, S_ONE_EACH, S_KEYS, S_VALUES, S_ROOMS,
@@ -615,8 +619,59 @@ def _write_keys(table, model, layer, number, row, group, scratch):
 
 
 @_inline
+def _write_latent(table, model, layer, number, row, scratch):
+    """Puts a row's latent vector and its rotated key into the cache, and prepares the vector of its queries."""
+    rank, rotary, heads = load_int64(model, G_LATENT), load_int64(model, G_ROTARY_DIM), load_int64(model, G_HEADS)
+    query_rank, eps = load_int64(model, G_QUERY_RANK), load_float32(load_int64(model, G_FLOATS), F_LATENT_EPS)
+    queries = load_int64(model, G_QKV) + row * load_int64(model, G_QKV_STRIDE)
+    latent = queries + 4 * (query_rank if query_rank else heads * load_int64(model, G_HEAD_DIM))
+    _norm(latent, latent, rank, load_int64(layer, L_KEY_NORM), int64(0), int64(0), eps)
+    offset = load_int64(load_int64(table, S_POSITIONS), row) * (rotary // 2) * 4
+    cos, sin = load_int64(layer, L_COS) + offset, load_int64(layer, L_SIN) + offset
+    _rotated(latent + 4 * rank, scratch, rotary, rotary, cos, sin, load_int64(model, G_ROTARY_LAYOUT))
+    form, place = load_int64(table, S_CACHE_FORMAT), load_int64(load_int64(table, S_PLACES), row)
+    if load_int64(layer, L_WINDOW):
+        place -= load_int64(load_int64(table, S_STARTS), row)
+    place += load_int64(load_int64(table, S_SLOTS), row) * load_int64(load_int64(table, S_ROOMS), number)
+    keys, values = load_int64(load_int64(table, S_KEYS), number), load_int64(load_int64(table, S_VALUES), number)
+    for i in range(rank):
+        _write_cache(keys, place * rank + i, load_float32(latent, i), form)
+    for i in range(rotary):
+        _write_cache(values, place * rotary + i, load_float32(scratch, i), form)
+    if query_rank:
+        target = load_int64(model, G_QUERY_VECTOR) + row * load_int64(model, G_QUERY_VECTOR_STRIDE)
+        _norm(queries, target, query_rank, load_int64(layer, L_QUERY_NORM), int64(0), int64(0), eps)
+        _encode(model, row, target, 0, query_rank, query_rank, _bit(load_int64(layer, L_QUERY_B)))
+
+
+@_inline
+def _reduce_query(table, model, layer, row, head, query, rotated):
+    """The product of a head's query with what would project latent vectors to its keys; and its rotated part."""
+    size, rank, rotary, plain = (
+        load_int64(model, G_HEAD_DIM), load_int64(model, G_LATENT), load_int64(model, G_ROTARY_DIM),
+        load_int64(model, G_PLAIN_DIM),
+    )  # fmt: skip
+    if load_int64(model, G_QUERY_RANK):
+        source = load_int64(model, G_QUERIES) + 4 * row * load_int64(model, G_HEADS) * size
+    else:
+        source = load_int64(model, G_QKV) + row * load_int64(model, G_QKV_STRIDE)
+    source += 4 * head * size
+    matrix, each = load_int64(layer, L_EXPAND), plain + load_int64(model, G_MIX_DIM)
+    for i in range(rank):
+        store_float32(query, i, float32(0.0))
+    weight, form = load_int64(matrix, M_ADDRESS), load_int64(matrix, M_FORMAT)
+    _mix_values(source, weight, head * each * rank, plain, rank, form, query)
+    offset = load_int64(load_int64(table, S_POSITIONS), row) * (rotary // 2) * 4
+    cos, sin = load_int64(layer, L_COS) + offset, load_int64(layer, L_SIN) + offset
+    _rotated(source + 4 * plain, rotated, rotary, rotary, cos, sin, load_int64(model, G_ROTARY_LAYOUT))
+
+
+@_inline
 def _attend(table, model, layer, number, row, head, scratch):
     """Attention of one head of one row over the row's slot; writes its part of `mixed`.
+
+    With latent attention the keys are the latent vectors, to whose scores those of the rotated keys are added, and the
+    values are the same vectors, whose mixture is projected at the end.
 
     The softmax is that of Milakov & Gimelshein 2018 (arXiv 1805.02867): keys are read in blocks of 64, and what was
     added before is scaled down whenever a larger score comes.
@@ -628,17 +683,27 @@ def _attend(table, model, layer, number, row, head, scratch):
     place, slot = load_int64(load_int64(table, S_PLACES), row), load_int64(load_int64(table, S_SLOTS), row)
     keys, values = load_int64(load_int64(table, S_KEYS), number), load_int64(load_int64(table, S_VALUES), number)
     base = (slot * groups + head // (heads // groups)) * room
+    latent, rotary, mix = load_int64(model, G_LATENT), load_int64(model, G_ROTARY_DIM), load_int64(model, G_MIX_DIM)
+    target = load_int64(model, G_MIXED) + row * load_int64(model, G_MIXED_STRIDE) + 4 * head * mix
+    scale, result, mixed_from = load_float32(load_int64(layer, L_SCALE), 0), target, values
+    if latent:
+        size, base, mixed_from = latent, slot * room, keys
     query, scores = scratch, scratch + 4 * size
-    source = load_int64(model, G_QKV) + row * load_int64(model, G_QKV_STRIDE) + 4 * head * size
-    _prepared_head(layer, model, table, row, source, query, False)
-    scale = load_float32(load_int64(layer, L_SCALE), 0)
+    others, rotated = scores + 256, scores + 512
+    if latent:
+        target = rotated + 4 * rotary
+        _reduce_query(table, model, layer, row, head, query, rotated)
+        for i in range(rotary):
+            store_float32(rotated, i, load_float32(rotated, i) * scale)
+    else:
+        source = load_int64(model, G_QKV) + row * load_int64(model, G_QKV_STRIDE) + 4 * head * size
+        _prepared_head(layer, model, table, row, source, query, False)
     for i in range(size):
         store_float32(query, i, load_float32(query, i) * scale)
     softcap = load_float32(load_int64(model, G_FLOATS), F_SOFTCAP)
     slope = float32(0.0)
     if load_int64(model, G_ALIBI):
         slope = load_float32(load_int64(model, G_ALIBI), head)
-    target = load_int64(model, G_MIXED) + row * load_int64(model, G_MIXED_STRIDE) + 4 * head * size
     for i in range(size):
         store_float32(target, i, float32(0.0))
     window, first = load_int64(layer, L_WINDOW), int64(0)
@@ -654,6 +719,10 @@ def _attend(table, model, layer, number, row, head, scratch):
         count = min(place + 1 - block, 64)
         begin = (base + block) * size
         _score(query, keys, begin, count, size, form, scores)
+        if latent:
+            _score(rotated, values, (base + block) * rotary, count, rotary, form, others)
+            for k in range(count):
+                store_float32(scores, k, load_float32(scores, k) + load_float32(others, k))
         if softcap > 0 or slope != 0:
             for k in range(count):
                 score = load_float32(scores, k)
@@ -673,11 +742,15 @@ def _attend(table, model, layer, number, row, head, scratch):
             weight = _exp(load_float32(scores, k) - largest)
             store_float32(scores, k, weight)
             total += weight
-        _mix_values(scores, values, begin, count, size, form, target)
+        _mix_values(scores, mixed_from, begin, count, size, form, target)
         block += count
     inverse = float32(1.0) / total
     for i in range(size):
         store_float32(target, i, load_float32(target, i) * inverse)
+    if latent:
+        plain, matrix = load_int64(model, G_PLAIN_DIM), load_int64(layer, L_EXPAND)
+        begin = (head * (plain + mix) + plain) * latent
+        _score(target, load_int64(matrix, M_ADDRESS), begin, mix, latent, load_int64(matrix, M_FORMAT), result)
 
 
 @_inline
@@ -923,7 +996,7 @@ def _before_head(table, model, layer, place):
 def _mix(table, model, layer, number, row, head, scratch):
     """Attention of one head, and what its part of the output projection's input is rounded to."""
     _attend(table, model, layer, number, row, head, scratch)
-    size = load_int64(model, G_HEAD_DIM)
+    size = load_int64(model, G_MIX_DIM)
     if size % 32 == 0:
         source = load_int64(model, G_MIXED) + row * load_int64(model, G_MIXED_STRIDE)
         total = load_int64(model, G_HEADS) * size
@@ -984,6 +1057,8 @@ def _expert_matrices(layer, expert):
 @_inline
 def _widen_expert(model, layer, number, begin, end, rows):
     """Inner channels `begin` to `end` of the expert that is the `number`-th in use, for the rows that chose it."""
+    if number >= load_int64(load_int64(model, G_USED), 0):
+        return
     used, stride = load_int64(model, G_USED) + 8 * (1 + 3 * number), load_int64(model, G_EXPERT_STRIDE)
     first, count = load_int64(used, 1), load_int64(used, 2)
     matrices = _expert_matrices(layer, load_int64(used, 0))
@@ -1101,9 +1176,9 @@ def _piece_rows(matrix_rows, threads, multiple):
 
 # What a phase does; the phases of a layer, in order, then those of the head.
 (
-    BEFORE_ATTENTION, PROJECT, WRITE_KEYS, ATTEND, ENCODE_MIXED, PROJECT_OUT, BEFORE_FEED_FORWARD, ARRANGE, WIDEN,
-    NARROW, LAYER_PHASES,
-) = range(11)  # fmt: skip
+    BEFORE_ATTENTION, PROJECT, WRITE_KEYS, PROJECT_QUERIES, ATTEND, ENCODE_MIXED, PROJECT_OUT, BEFORE_FEED_FORWARD,
+    ARRANGE, WIDEN, NARROW, LAYER_PHASES,
+) = range(12)  # fmt: skip
 BEFORE_HEAD, PREDICT = LAYER_PHASES, LAYER_PHASES + 1
 
 
@@ -1113,8 +1188,8 @@ def _pieces(kind, table, model, layer, rows, threads):
     heads, groups, size = (
         load_int64(model, G_HEADS), load_int64(model, G_KV_HEADS), load_int64(model, G_HEAD_DIM)
     )  # fmt: skip
-    whole = load_int64(model, G_NORMS_WHOLE) != 0
-    together = load_int64(table, S_ONE_EACH) != 0 and rows * groups >= threads and not whole
+    apart = load_int64(model, G_NORMS_WHOLE) != 0 or load_int64(model, G_LATENT) != 0
+    together = load_int64(table, S_ONE_EACH) != 0 and rows * groups >= threads and not apart
     total, each = int64(0), int64(1)
     if kind in (BEFORE_ATTENTION, BEFORE_FEED_FORWARD):
         total = rows
@@ -1123,9 +1198,13 @@ def _pieces(kind, table, model, layer, rows, threads):
     elif kind == ATTEND:
         total = rows * groups if together else rows * heads
     elif kind == ENCODE_MIXED:
-        total = rows if size % 32 else 0
+        total = rows if load_int64(model, G_MIX_DIM) % 32 else 0
     elif kind == PROJECT:
-        total, each = (heads + 2 * groups) * size, _piece_rows((heads + 2 * groups) * size, threads, PIECE)
+        total = load_int64(model, G_PROJECTED)
+        each = _piece_rows(total, threads, PIECE)
+    elif kind == PROJECT_QUERIES:
+        total = heads * size if load_int64(model, G_QUERY_RANK) else 0
+        each = _piece_rows(total, threads, PIECE)
     elif kind in (PROJECT_OUT, NARROW):
         total, each = load_int64(model, G_HIDDEN), _piece_rows(load_int64(model, G_HIDDEN), threads, PIECE)
     elif kind == ARRANGE:
@@ -1133,7 +1212,9 @@ def _pieces(kind, table, model, layer, rows, threads):
     elif kind == WIDEN and load_int64(layer, L_EXPERTS):
         inner = load_int64(model, G_EXPERT_INNER)
         each = _piece_rows(inner, threads, 128)
-        total = load_int64(load_int64(model, G_USED), 0) * ((inner + each - 1) // each) * each
+        # As many experts as may be in use: a late thread must not count those of the next layer instead.
+        most = min(rows * load_int64(model, G_CHOSEN), load_int64(model, G_EXPERTS)) + load_int64(model, G_SHARED)
+        total = most * ((inner + each - 1) // each) * each
     elif kind == WIDEN:
         total, each = load_int64(model, G_INNER), _piece_rows(load_int64(model, G_INNER), threads, 128)
     elif kind == BEFORE_HEAD:
@@ -1157,11 +1238,17 @@ def _run_piece(kind, piece, shape, step, layer, previous, number):
         matrices = load_int64(layer, L_QUERY), load_int64(layer, L_KEY), load_int64(layer, L_VALUE)
         qkv, qkv_stride = load_int64(model, G_QKV), load_int64(model, G_QKV_STRIDE)
         _multiply_stacked(model, matrices, begin, end, rows, load_int64(model, G_NORMED), stride, qkv, qkv_stride)
+    elif kind == WRITE_KEYS and load_int64(model, G_LATENT):
+        _write_latent(table, model, layer, number, piece, scratch)
     elif kind == WRITE_KEYS:
         if load_int64(model, G_NORMS_WHOLE):
             _norm_whole(layer, model, piece)
         for group in range(groups):
             _write_keys(table, model, layer, number, piece, group, scratch)
+    elif kind == PROJECT_QUERIES:
+        _multiply(model, load_int64(layer, L_QUERY_B), begin, end, rows, load_int64(model, G_QUERY_VECTOR),
+                  load_int64(model, G_QUERY_VECTOR_STRIDE), 0, load_int64(model, G_QUERIES),
+                  4 * heads * load_int64(model, G_HEAD_DIM))  # fmt: skip
     elif kind == ATTEND:
         if together:
             row, group, each_group = piece // groups, piece % groups, heads // groups
@@ -1172,7 +1259,7 @@ def _run_piece(kind, piece, shape, step, layer, previous, number):
             _mix(table, model, layer, number, piece // heads, piece % heads, scratch)
     elif kind == ENCODE_MIXED:
         source = load_int64(model, G_MIXED) + piece * load_int64(model, G_MIXED_STRIDE)
-        size = heads * load_int64(model, G_HEAD_DIM)
+        size = heads * load_int64(model, G_MIX_DIM)
         _encode(model, piece, source, 0, size, size, _bit(load_int64(layer, L_OUT)))
     elif kind == PROJECT_OUT:
         _multiply(model, load_int64(layer, L_OUT), begin, end, rows, load_int64(model, G_MIXED),

@@ -23,6 +23,10 @@ ABSORBED_TOKENS = 8
 """Up to so many new tokens of a row, attention over the stored vectors is cheaper than all keys and values."""
 
 
+NORM_EPS = 1e-6
+"""Of the norms of the latent vectors."""
+
+
 class LatentAttention(Attention):
     """Attention from (B, T, hidden_size) to the same; its projections are named as in Hugging Face's DeepSeek-V3."""
 
@@ -41,12 +45,12 @@ class LatentAttention(Attention):
         hidden, heads, bias = config.hidden_size, self.num_heads, config.attention_bias == "all"
         if latent.query_rank:
             self.q_a_proj = nn.Linear(hidden, latent.query_rank, bias=bias)
-            self.q_a_layernorm = RMSNorm(latent.query_rank, eps=1e-6)
+            self.q_a_layernorm = RMSNorm(latent.query_rank, eps=NORM_EPS)
             self.q_b_proj = nn.Linear(latent.query_rank, heads * self.head_dim, bias=False)
         else:
             self.q_proj = nn.Linear(hidden, heads * self.head_dim, bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(hidden, latent.kv_rank + latent.rope_dim, bias=bias)
-        self.kv_a_layernorm = RMSNorm(latent.kv_rank, eps=1e-6)
+        self.kv_a_layernorm = RMSNorm(latent.kv_rank, eps=NORM_EPS)
         self.kv_b_proj = nn.Linear(latent.kv_rank, heads * (latent.nope_dim + latent.value_dim), bias=False)
         self.o_proj = nn.Linear(heads * latent.value_dim, hidden, bias=bias)
 

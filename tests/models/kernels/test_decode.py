@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from quatrain.models.transformer.stack import Model
 pytest.importorskip("numba")
 pytestmark = pytest.mark.xdist_group("native")
 
-DECODERS = [name for name in (*GROUPED, *MORE_GROUPED) if name not in ("deepseek_v3", "stablelm", "ministral3")]
+DECODERS = [name for name in (*GROUPED, *MORE_GROUPED) if name not in ("stablelm", "ministral3")]
 DECODERS += ["gpt2", "bloom", "opt", "gpt_neox", "gptj"]
 WIDE = {"hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 4, "vocab_size": 203}
 """Wide enough for groups of 128, and not a multiple of any vector."""
@@ -292,7 +293,7 @@ def test_what_it_does_not_cover_is_named() -> None:
 def mixture(name: str, **changes) -> ModelConfig:
     """A mixture of 6 experts, wide enough for groups of 128; its shared expert is wider than the others."""
     sizes = WIDE | {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 72, "num_key_value_heads": 4}
-    sizes |= {"shared_expert_intermediate_size": 136, "head_dim": 32}
+    sizes |= {"shared_expert_intermediate_size": 136} if name == "qwen2_moe" else {"head_dim": 32}
     return get_family(name).from_hf(tiny(name) | sizes | changes)
 
 
@@ -339,9 +340,26 @@ def test_a_step_reads_the_chosen_experts_alone() -> None:
         assert torch.equal(decoder.step(ids[own, 5], places[own], own, cache.keys, cache.values), together[own])
 
 
-def test_latent_attention_is_named() -> None:
-    model = random_model(get_family("deepseek_v3").from_hf(tiny("deepseek_v3")))
-    assert explain(model) == "native code has no latent attention" and native_decoder(model) is None
+LATENT = {
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 24,
+    "num_key_value_heads": 4,
+}
+
+
+@pytest.mark.parametrize("changes", [{"q_lora_rank": 40}, {"q_lora_rank": None, "rope_interleave": False}])
+def test_latent_attention(changes: dict[str, Any]) -> None:
+    sizes = WIDE | LATENT | {"moe_intermediate_size": 72} | changes
+    assert largest_error(random_model(get_family("deepseek_v3").from_hf(tiny("deepseek_v3") | sizes))) < 1e-5
+
+
+def test_a_quantized_projection_of_latent_vectors_is_named() -> None:
+    model = random_model(get_family("deepseek_v3").from_hf(tiny("deepseek_v3") | WIDE | LATENT))
+    methods.quantize(model, "int8")
+    assert "layers.0.self_attn.kv_b_proj is a Int8Linear, and latent attention reads it" in str(explain(model))
+    assert native_decoder(model) is None
 
 
 @torch.inference_mode()
