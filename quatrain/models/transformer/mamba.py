@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from quatrain.models.kernels import cpu
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.context import ForwardContext
 from quatrain.models.transformer.norms import RMSNorm
@@ -92,7 +93,9 @@ class Mamba2(nn.Module):
         if context.cache is not None and inputs is not None and state is not None:
             context.cache.store_recurrent_state(self.layer, (inputs, state))
         output = output + values * self.D.float()[:, None]
-        output = self._normalized(output.flatten(2).to(x.dtype) * F.silu(gate))
+        output = output.flatten(2).to(x.dtype)
+        gated = cpu.SwiGLUFunction.apply(gate, output) if cpu.supports(gate) else F.silu(gate) * output
+        output = self._normalized(gated)
         return recurrence.scatter(self.o_proj(output))
 
     def _normalized(self, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -167,6 +168,38 @@ class RecurrentStates:
             tensor[[one, other]] = tensor[[other, one]]
 
 
+class CausalConvolution(torch.autograd.Function):
+    """A convolution of each channel by itself: inputs (B, K - 1 + T, C), weight (C, K), bias (C) to (B, T, C).
+
+    Written out because autograd would pad the gradient of each tap to the size of all inputs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Adds one tap after the other to a row, which stays in the second cache meanwhile."""
+        ctx.save_for_backward(inputs, weight)
+        taps = weight.t().contiguous()
+        length = inputs.shape[1] - len(taps) + 1
+        result = bias.repeat(len(inputs), length, 1)
+        for row, target in zip(inputs, result, strict=True):
+            for number, tap in enumerate(taps):
+                target.addcmul_(row[number : number + length], tap)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of all three."""
+        inputs, weight = ctx.saved_tensors
+        taps, gradient = weight.t().contiguous(), gradients[0].contiguous()
+        length = gradient.shape[1]
+        of_inputs, of_taps, product = torch.zeros_like(inputs), torch.zeros_like(taps), torch.empty_like(gradient[0])
+        for row, outer, target in zip(inputs, gradient, of_inputs, strict=True):
+            for number, tap in enumerate(taps):
+                target[number : number + length].addcmul_(outer, tap)
+                of_taps[number] += torch.mul(row[number : number + length], outer, out=product).sum(0)
+        return of_inputs, of_taps.t(), gradient.sum((0, 1))
+
+
 def causal_convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, recurrence: Recurrence
 ) -> tuple[Tensor, Tensor | None]:
@@ -181,12 +214,15 @@ def causal_convolution(
     inputs = torch.cat((before, x), dim=1)
     runs = None if recurrence.runs is None else F.pad(recurrence.runs, (taps - 1, 0))
     wide = torch.promote_types(x.dtype, torch.float32)  # A sum in a 16-bit type would be rounded at every tap.
-    result = x.new_zeros(channels, dtype=wide) if bias is None else bias.to(wide)
-    for tap in range(taps):
-        seen = inputs[:, tap : tap + length]
-        if runs is not None:
-            seen = torch.where((runs[:, tap : tap + length] == runs[:, taps - 1 :])[..., None], seen, 0.0)
-        result = torch.addcmul(result, seen.to(wide), weight[:, 0, tap].to(wide))
+    taps_of, offset = weight[:, 0].to(wide), x.new_zeros(channels, dtype=wide) if bias is None else bias.to(wide)
+    if runs is None:
+        result = CausalConvolution.apply(inputs.to(wide), taps_of, offset)
+    else:
+        result = offset
+        for tap in range(taps):
+            same = (runs[:, tap : tap + length] == runs[:, taps - 1 :])[..., None]
+            seen = torch.where(same, inputs[:, tap : tap + length], 0.0)
+            result = torch.addcmul(result, seen.to(wide), taps_of[:, tap])
     result = result.to(x.dtype)
     if state is None:
         return result, None
@@ -199,6 +235,34 @@ def causal_convolution(
     if runs is not None:
         last = torch.where((runs.gather(1, places) == runs.gather(1, places[:, -1:]))[..., None], last, 0.0)
     return result, last
+
+
+class WithinChunks(torch.autograd.Function):
+    """What the tokens of a chunk add to each other: (scores * exp(decay[i] - decay[j])) @ values, where visible.
+
+    scores (B, G, chunks, L, L); decay (B, G, H / G, chunks, L), sums from the start of a chunk; values (B, G, H / G,
+    chunks, L, P); visible broadcasts to (B, G, H / G, chunks, L, L). Written out because the products of L x L are most
+    of the time beside the matrix products, and autograd makes twice as many.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, decay: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+        """Stores the shares, and their products with the scores."""
+        shares = (decay[..., :, None] - decay[..., None, :]).masked_fill_(~visible, float("-inf")).exp_()
+        weights = shares * scores[:, :, None]
+        values = values.contiguous()
+        ctx.save_for_backward(shares, weights, values)
+        return weights @ values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """The gradients of scores, decay and values."""
+        shares, weights, values = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        outer = gradient @ values.mT
+        of_scores = torch.linalg.vecdot(outer, shares, dim=2) if shares.shape[2] > 1 else (outer * shares).squeeze(2)
+        change = outer.mul_(weights)
+        return of_scores, change.sum(-1) - change.sum(-2), weights.mT @ gradient, None
 
 
 def scan(
@@ -245,8 +309,7 @@ def scan(
         reads, writes, passes = (
             x.masked_fill(~mask, float("-inf")) for x, mask in ((reads, read), (writes, written), (passes, passed))
         )
-    weights = (decay[..., :, None] - decay[..., None, :]).masked_fill(~visible, float("-inf")).exp()
-    output = ((queries @ keys.mT)[:, :, None] * weights) @ values
+    output = WithinChunks.apply(queries @ keys.mT, decay, values, visible)
     # The states before each chunk. Without one before the first, that chunk reads none, and the last leaves none.
     first, last = (1, count - 1) if state is None else (0, count)
     kept = [] if state is None else [state.view(batch, groups, own, width, size)]
