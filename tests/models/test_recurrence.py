@@ -9,7 +9,14 @@ from tiny_models import mamba2, qwen3_5, random_model, xlstm
 from quatrain.models.transformer import recurrence
 from quatrain.models.transformer.delta_net import delta_scan, delta_step
 from quatrain.models.transformer.kv_cache import KVCache
-from quatrain.models.transformer.recurrence import Recurrence, make_recurrence, scan, step
+from quatrain.models.transformer.recurrence import (
+    CausalConvolution,
+    Recurrence,
+    WithinChunks,
+    make_recurrence,
+    scan,
+    step,
+)
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 CONFIGS = {"mamba2": mamba2(recurrent_bias=True), "xlstm": xlstm(), "qwen3_5": qwen3_5()}
@@ -179,3 +186,17 @@ def test_only_what_is_needed_is_kept_of_the_segments():
     right[1, 3:] = 0
     found = make_recurrence(right, 0, 5, None, one.device)
     assert found.order is None and found.runs is None and found.counts.tolist() == [5, 3]
+
+
+def test_written_out_gradients() -> None:
+    """Those of the convolution and of the products within a chunk, beside differences of the function."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    torch.autograd.gradcheck(CausalConvolution.apply, (drawn(2, 6, 3), drawn(3, 3), drawn(3)))
+    visible = torch.ones(3, 3, dtype=torch.bool).tril()
+    for heads in (1, 2):
+        inputs = drawn(2, 1, 2, 3, 3), drawn(2, 1, heads, 2, 3), drawn(2, 1, heads, 2, 3, 4)
+        torch.autograd.gradcheck(WithinChunks.apply, (*inputs, visible))

@@ -27,7 +27,7 @@ from quatrain.models.transformer.stack import Model
 pytest.importorskip("numba")
 pytestmark = pytest.mark.xdist_group("native")
 
-DECODERS = [name for name in (*GROUPED, *MORE_GROUPED) if name not in ("stablelm", "ministral3")]
+DECODERS = [name for name in (*GROUPED, *MORE_GROUPED) if name not in ("stablelm", "ministral3", "gemma4_text")]
 DECODERS += ["gpt2", "bloom", "opt", "gpt_neox", "gptj"]
 WIDE = {"hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 4, "vocab_size": 203}
 """Wide enough for groups of 128, and not a multiple of any vector."""
