@@ -13,6 +13,7 @@ decoding in float32.
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -58,6 +59,7 @@ TINY = {"hidden_size": 32, "vocab_size": 64, "head_dim": 8, "q_lora_rank": 16, "
 ROWS, LENGTH, PROMPT, NEW = 4, 128, 16, 32
 CLOCK: Callable[[], float] = time.perf_counter
 """`--processor-time` replaces it: on a busy machine the clock measures the others too."""
+PARTS = ["both", "decode"]
 SIDES = ("quatrain", "loop", "grouped")
 
 
@@ -100,7 +102,7 @@ def measured(name: str, part: str, calls: dict[str, Callable[[], float]], limit:
     return {"seconds": times, "ratios": ratios, "limit_seconds": limit, "share_of_limit": limit / mine}
 
 
-def compare(name: str, repeat: int, rates: tuple[float, float], quick: bool) -> dict[str, Any]:
+def compare(name: str, rates: tuple[float, float], given: argparse.Namespace) -> dict[str, Any]:
     """All sides of one family, in turns; prints a line for each part."""
     import torch
     from torch.nn.functional import cross_entropy
@@ -109,6 +111,7 @@ def compare(name: str, repeat: int, rates: tuple[float, float], quick: bool) -> 
     from quatrain.models.io import model_folder
     from quatrain.planning import counts
 
+    repeat, quick, parts = 1 if given.quick else given.repeat, given.quick, given.parts
     transformers = require("transformers")
     config_class, model_class, settings = MODELS[name]
     settings = (
@@ -137,8 +140,11 @@ def compare(name: str, repeat: int, rates: tuple[float, float], quick: bool) -> 
     found: dict[str, Any] = {"family": name, "losses": {side: float(losses[side]().detach()) for side in SIDES}}
     found |= {"parameters": ours.num_parameters(), "active_parameters": counts.active_parameters(config)}
     flops = rows * length * counts.flops_per_token(config, length)
-    found["both"] = measured(name, "both", passes, flops / rates[0], repeat)
+    if "both" in parts:
+        found["both"] = measured(name, "both", passes, flops / rates[0], repeat)
     read = counts.active_parameters(config) - config.vocab_size * config.hidden_size
+    if "decode" not in parts:
+        return found
     prompt, new = ids[:1, :PROMPT], 3 if quick else NEW
     for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
         part = f"decode {str(dtype).removeprefix('torch.')}"
@@ -160,6 +166,7 @@ def main() -> None:
     """Runs the benchmark; the last line is JSON."""
     arguments = parser(__doc__)
     arguments.add_argument("--families", nargs="+", choices=list(MODELS), default=list(MODELS))
+    arguments.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments.add_argument("--repeat", type=int, default=5)
     arguments.add_argument("--processor-time", action="store_true", help="for a busy machine, with one thread")
     given = arguments.parse_args()
@@ -170,10 +177,12 @@ def main() -> None:
     CLOCK = clock_of(given.processor_time)
     rates = product_rate(torch.float32, 256 if given.quick else 1024, CLOCK), reading_rate(CLOCK)
     print(f"matrix products {rates[0] / 1e9:.0f} GFLOP/s, memory {rates[1] / 1e9:.1f} GB/s", flush=True)
-    found = [compare(name, 1 if given.quick else given.repeat, rates, given.quick) for name in given.families]
+    found = [compare(name, rates, given) for name in given.families]
     finish(
         "experts",
-        geometric_mean(result[part]["ratios"]["loop"] for result in found for part in ("both", "decode float32")),
+        geometric_mean(
+            result[part]["ratios"]["loop"] for result in found for part in ("both", "decode float32") if part in result
+        ),
         "time of transformers' loop over ours, geometric mean over families, passes and decoding",
         quick=given.quick,
         processor_time=given.processor_time,

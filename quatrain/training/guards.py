@@ -124,22 +124,25 @@ def save_step(folder: Path, batches: Sequence[Batch], about: dict[str, Any]) -> 
 
 
 class GradientWatch:
-    """Finds trainable tensors that get no gradient or do not change in the first two steps of a run.
+    """Finds trainable tensors that get no gradient or do not change in the first three steps of a run.
 
-    The encoder of a fresh encoder-decoder has a third one: output projections start at zero, and those of
-    cross-attention are before its own.
+    A fresh model's untied head starts at zero, and so do the projections that write to the residual stream: step by
+    step the gradient reaches the head, these, and what is before them. The encoder of an encoder-decoder has a fourth
+    step, as the output projections of cross-attention are before its own.
     """
 
     def __init__(self, masters: Mapping[str, nn.Parameter]):
         self.masters = masters
         self._begin = {name: _mark(master) for name, master in masters.items()}
         self._touched: set[str] = set()
+        self._touched_before: set[str] = set()
+        """What had a gradient before the last step: one step may change nothing, at a learning rate of nearly zero."""
         self._steps = 0
 
     @property
     def done(self) -> bool:
         """Whether all steps were checked."""
-        return self._steps >= 3
+        return self._steps >= 4
 
     def check(self) -> None:
         """Check the gradients of a step. Raises QuatrainError if no tensor has a gradient."""
@@ -150,18 +153,21 @@ class GradientWatch:
                 "can be learned. The loss does not depend on them: check the head and which weights are frozen."
             )
         norms = torch._foreach_norm([dense_part(self.masters[name].grad) for name in sorted(having)])
+        self._touched_before = set(self._touched)
         self._touched |= {
             name for name, norm in zip(sorted(having), norms, strict=True) if norm.isnan() or float(norm) > 0
         }
 
     def report(self) -> str | None:
-        """A message about tensors that do not learn, after the second step (encoders: the third); otherwise None."""
+        """A message about tensors that do not learn, after the third step (encoders: the fourth); otherwise None."""
         self._steps += 1
-        if self._steps not in (2, 3):
+        if self._steps not in (3, 4):
             return None
-        asked = {name: each for name, each in self.masters.items() if ("encoder." in name) == (self._steps == 3)}
+        asked = {name: each for name, each in self.masters.items() if ("encoder." in name) == (self._steps == 4)}
         without = [name for name in asked if name not in self._touched]
-        still = [name for name, master in asked.items() if name in self._touched and _mark(master) == self._begin[name]]
+        still = [
+            name for name, each in asked.items() if name in self._touched_before and _mark(each) == self._begin[name]
+        ]
         parts = []
         if without:
             parts.append(f"no gradient reaches {format_names(without, 5)}")

@@ -306,7 +306,7 @@ class Trainer:
         return step, rate, None
 
     def _measure(self) -> None:
-        """Measure memory, and warn after the second step about weights that do not learn."""
+        """Measure memory, and warn after the third step about weights that do not learn."""
         saved = self.gradients.saved
         if not self.memory:
             self.memory = memory.held(self.model, self.weights.masters, self.optimizers)

@@ -3,6 +3,7 @@ weights that do not learn are named."""
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,15 +134,15 @@ def test_guard_counts_come_back():
     assert other.state() == {"skipped": 1, "in_a_row": 1}
 
 
-def test_a_tensor_without_gradient_is_named_by_step_two():
+def test_a_tensor_without_gradient_is_named_by_step_three():
     model = Model(CONFIG).initialize(0)
     model.unused = torch.nn.Parameter(torch.ones(3))
     warned = []
-    Trainer(model, Causal(), windows(), settings(), steps=2, hooks=Hooks(warn=warned.append)).train()
+    Trainer(model, Causal(), windows(), settings(), steps=3, hooks=Hooks(warn=warned.append)).train()
     assert len(warned) == 1 and "no gradient reaches unused." in warned[0]
 
 
-def test_a_tensor_that_does_not_change_is_named_by_step_two():
+def test_a_tensor_that_does_not_change_is_named_by_step_three():
     model = Model(CONFIG).initialize(0)
     name = "layers.0.mlp.up_proj.weight"
     model.get_parameter(name).register_hook(lambda gradient: torch.full_like(gradient, 1e-18))
@@ -157,9 +158,11 @@ def test_a_tensor_that_does_not_change_is_named_by_step_two():
     assert len(warned) == 1 and f"the optimizer does not change {name}" in warned[0]
 
 
-def test_nothing_is_said_of_weights_that_learn():
+@pytest.mark.parametrize("tied", [True, False])
+def test_nothing_is_said_of_weights_that_learn(tied):
+    """A head of its own starts at zero, so that the first gradient reaches nothing else."""
     warned = []
-    model = Model(CONFIG).initialize(0)
+    model = Model(replace(CONFIG, tie_word_embeddings=tied)).initialize(0)
     Trainer(model, Causal(), windows(), settings(), steps=3, hooks=Hooks(warn=warned.append)).train()
     assert warned == []
 
