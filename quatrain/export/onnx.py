@@ -30,6 +30,7 @@ from quatrain.tokenizers.tokenizer import Tokenizer
 
 TOLERANCES = {"float32": 1e-4, "int8": 0.3}
 OPSET = 18
+EVERY_EXPERT = "the graph computes every expert for every token, and not only the chosen ones"
 HEADS = (
     "causal", "seq2seq", "masked", "none", "embedding", "sequence_classification", "token_classification",
     "question_answering",
@@ -99,7 +100,8 @@ def write(source: Source, out: Path, settings: ExportSettings) -> Written:
         yield OnnxRuntime(out, config)
 
     written = sorted(path for path in out.iterdir() if path.is_file())
-    return Written(written, runtimes=runtimes, tolerance=TOLERANCES[str(settings.format)],
+    notes = [EVERY_EXPERT] if config.experts is not None else []
+    return Written(written, notes, runtimes, tolerance=TOLERANCES[str(settings.format)],
                    exact=settings.format == "float32")  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The targets beside GGUF: ONNX with a cache, Ollama's Modelfile, MLX's layout, plain folders; adapters; the verb."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -21,6 +22,7 @@ from quatrain.loading.model import load_model
 from quatrain.models.families import get_family
 from quatrain.models.families.fresh import fresh_config
 from quatrain.models.io import model_folder
+from quatrain.models.io.safetensors_reader import SafetensorsReader
 from quatrain.tokenizers.gguf import SPLITS, closest_split, to_metadata
 from quatrain.tokenizers.samples import FIXTURES, random_texts
 from quatrain.tokenizers.tokenizer import Tokenizer
@@ -57,6 +59,7 @@ def test_the_targets_are_found_by_their_place():
     [
         ("bert", "sequence_classification", {}),
         ("t5", "seq2seq", {}),
+        ("mixtral", "causal", {"num_local_experts": 3, "num_hidden_layers": 1, "sliding_window": None}),
     ],
 )
 def test_onnx_computes_the_same_with_its_cache(family, head, changes, tokenizer, tmp_path):
@@ -138,6 +141,46 @@ def test_mlx_holds_the_same_model(form, tokenizer, tmp_path):
     assert all(check.ok for check in done.checks)
     config = json.loads((done.out / "config.json").read_text())
     assert config.get("quantization", {}).get("bits") == mlx.BITS.get(form)
+
+
+MLX = {
+    "ministral3": {}, "mixtral": {"sliding_window": None}, "qwen3_moe": {}, "granitemoe": {}, "olmo2": {},
+    "gpt2": {"n_inner": 256}, "gptj": {"n_inner": 256}, "starcoder2": {"sliding_window": None}, "mamba2": {},
+    "gemma2": {"sliding_window": 96, "query_pre_attn_scalar": 16}, "smollm3": {}, "stablelm": {}, "phi3": {},
+    "cohere2": {},
+}  # fmt: skip
+MLX_SIZES = {
+    "stablelm": {"head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 2},
+    "cohere2": {"num_hidden_layers": 4},
+}  # fmt: skip
+"""Families of which mlx-lm needs something of its own, and some others."""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlx_lm") is None, reason="mlx-lm is not installed (pip install mlx[cpu])")
+@pytest.mark.parametrize("family", MLX)
+def test_mlx_lm_computes_the_same(family, tokenizer, tmp_path):
+    folder = make(tmp_path / "model", tokenizer, family, changes=MLX[family], **MLX_SIZES.get(family, {}))
+    done = export(folder, "mlx", tmp_path / "out", ExportSettings(format="float16"))
+    ours, theirs = (
+        {check.name: check.result for check in done.checks if check.runtime == name} for name in ("quatrain", "mlx-lm")
+    )
+    assert theirs["greedy ids"] == ours["greedy ids"]
+
+
+def test_mlx_folders_have_the_names_and_keys_of_mlx_lm(tokenizer, tmp_path):
+    """GPT-2's names without a prefix and `n_ctx`; routers in float; what mlx-lm computes otherwise is refused."""
+    gpt2 = export(make(tmp_path / "gpt2", tokenizer, "gpt2", changes=MLX["gpt2"]), "mlx", tmp_path / "a")
+    with SafetensorsReader(gpt2.out) as files:
+        assert "h.0.attn.c_attn.weight" in files
+    assert json.loads((gpt2.out / "config.json").read_text())["n_ctx"] == 96
+    folder = make(tmp_path / "mixtral", tokenizer, "mixtral", changes=MLX["mixtral"])
+    mixed = export(folder, "mlx", tmp_path / "b", ExportSettings(format="8bit", force=True))
+    with SafetensorsReader(mixed.out) as files:
+        assert "model.layers.0.block_sparse_moe.gate.scales" not in files
+        assert "model.layers.0.block_sparse_moe.experts.0.w1.scales" in files
+    window = make(tmp_path / "window", tokenizer, "mistral", changes={"sliding_window": 8})
+    with pytest.raises(InputError, match="mlx-lm computes full attention for mistral"):
+        export(window, "mlx", tmp_path / "c")
 
 
 @pytest.mark.parametrize(("bits", "limit"), [(4, 0.12), (8, 0.008)])

@@ -134,6 +134,8 @@ class Experts(nn.ModuleList):
 
         An expert number outside the list adds nothing.
         """
+        if torch.compiler.is_exporting():
+            return self._of_all(x, experts, weights)
         if len(x) == 1 and not torch.is_grad_enabled() and not is_estimating():
             return self._of_one_token(x, experts[0].tolist(), weights[0].tolist())
         chosen = experts.flatten()
@@ -152,6 +154,12 @@ class Experts(nn.ModuleList):
             if expert < len(self):
                 output.add_(self[expert](x), alpha=weight)
         return output
+
+    def _of_all(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        """The same with every expert on every token, which a graph without control flow (ONNX) can express."""
+        shares = weights.new_zeros(x.shape[0], len(self) + 1).scatter_add(1, experts, weights)
+        outputs = [shares[:, number, None] * expert(x) for number, expert in enumerate(self)]
+        return torch.stack(outputs).sum(0).to(x.dtype)
 
     def _computed(self, x: Tensor, counts: list[int]) -> Tensor:
         """The outputs of rows x (M, hidden_size) that are sorted by expert, `counts` of them for each."""
