@@ -44,6 +44,8 @@ def problems(source: Source, settings: ExportSettings) -> Iterator[str]:
         yield f"head {config.head}: exported are {', '.join(HEADS)}"
     if config.architecture == "encoder-decoder" and config.head != "seq2seq":
         yield f"an encoder-decoder with the head {config.head}; exported is seq2seq"
+    if config.frontend is not None:
+        yield f"{config.family} reads pictures or sound, for which a graph has no input"
     if config.recurs:
         yield f"{config.family} has recurrent layers, whose state has no place in the graph"
     if config.encoder_config is not None or config.cross_attention:

@@ -174,7 +174,20 @@ function notice(text) {
 }
 
 const say = (text) => (byId("status").textContent = text);
-const pictures = new Pictures(say, notice);
+const pictures = new Pictures({
+  say,
+  notice,
+  async reads() {
+    const name = state.sides.A.model;
+    try {
+      const description = await describe(name);
+      return { name, pictures: description?.pictures === true && !state.database };
+    } catch (error) {
+      notice(error.message);
+      return { name, pictures: null };
+    }
+  },
+});
 
 function guarded(action) {
   return async (...values) => {
@@ -215,7 +228,7 @@ const choose = guarded(async (side, name) => {
   save();
   drawModels();
   const description = await describe(name);
-  if (state.sides.A.model === name && description) pictures.allow(description.pictures === true && !state.database, name);
+  if (state.sides.A.model === name) await pictures.offer();
   if (state.sides.A.model === name && description && !state.database) {
     const context = description.context ? `Its context has ${description.context.toLocaleString()} tokens.` : "";
     state.hint = description.chat ? context : `${name} has no chat template: it continues your text. ${context}`;

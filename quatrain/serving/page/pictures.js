@@ -7,20 +7,17 @@ const SMALL = 300_000; // Bytes of a file that is sent as it is.
 const SIDE = 1024; // Pixels of the longer side of a picture that is made smaller.
 
 export class Pictures {
-  constructor(say, notice) {
+  // `reads` tells, once the server has said it, whether the model that is chosen then reads pictures, and its name.
+  constructor({ say, notice, reads }) {
     this.urls = [];
-    this.allowed = false;
     this.say = say;
     this.notice = notice;
+    this.reads = reads;
     this.listen();
   }
 
-  // Whether the model reads pictures; `name` is the model's, for the message where it does not.
-  allow(allowed, name) {
-    this.allowed = allowed;
-    this.model = name;
-    byId("picture").hidden = !allowed;
-    this.draw();
+  async offer() {
+    byId("picture").hidden = !(await this.reads()).pictures;
   }
 
   take() {
@@ -33,7 +30,9 @@ export class Pictures {
   async add(files) {
     const pictures = [...files].filter((file) => file.type.startsWith("image/"));
     if (!pictures.length) return;
-    if (!this.allowed) return this.notice(`${this.model || "This model"} reads text alone, and cannot see a picture.`);
+    const { pictures: seen, name } = await this.reads();
+    if (seen === null) return;
+    if (!seen) return this.notice(`${name} reads text alone, and cannot see a picture.`);
     for (const file of pictures) {
       if (this.urls.length >= MOST) return this.notice(`A question may have ${MOST} pictures.`);
       try {
