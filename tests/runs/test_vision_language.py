@@ -16,7 +16,7 @@ import quatrain
 from quatrain.core.errors import InputError
 from quatrain.core.progress import SilentReporter
 from quatrain.data.images import to_png
-from quatrain.data.pictures import scenes, shapes
+from quatrain.data.pictures import load_pictures, scenes, shapes
 from quatrain.models.io import model_folder
 from quatrain.runs.recipe import load
 from quatrain.runs.runner import Run
@@ -121,3 +121,27 @@ def test_pictures_without_questions_are_refused(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(InputError) as error:
             quatrain.run(load("picture-qa", [*TINY, *overrides]), runs_dir=tmp_path, reporter=SilentReporter())
         assert message in " ".join([error.value.message, *error.value.problems])
+
+
+def test_a_file_of_questions_is_read_with_llavas_conversations(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.png").write_bytes(to_png(np.full((4, 4, 3), 40 * number, np.uint8)))
+    asked = {"question": "how dark?", "answer": "very", "kind": "light"}
+    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "grey"},
+             {"from": "human", "value": "sure?"}, {"from": "gpt", "value": "yes"}]  # fmt: skip
+    rows = [{"image": f"{number}.png", **asked} for number in range(4)] + [{"image": "4.png", "conversations": turns}]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("\n".join(map(json.dumps, [*rows, rows[0] | {"question": "and now?"}])))
+    found = load_pictures(str(file))
+    pictures = {picture.place: picture for picture in (*found.train, *found.held_out["mine"])}
+    assert len(pictures) == 5 and len(found.held_out["mine"]) == 1
+    assert [question.text for question in pictures["0.png"].questions] == ["how dark?", "and now?"]
+    assert [(each.text, each.answer) for each in pictures["4.png"].questions] == [("what?", "grey"), ("sure?", "yes")]
+    file.write_text(
+        "\n".join(map(json.dumps, [{"image": "no.png", **asked}, {"image": "0.png", "question": "what?"}, 3]))
+    )
+    with pytest.raises(InputError) as error:
+        load_pictures(str(file))
+    assert [problem.partition(": ")[2][:30] for problem in error.value.problems] == [
+        'image: "no.png"; must be the p', "must have a question and an an", "must be an object with fields",
+    ]  # fmt: skip

@@ -18,6 +18,7 @@ from quatrain.core.errors import InputError
 from quatrain.core.reading import user_path
 from quatrain.core.wording import format_value
 from quatrain.data.images import pictures_in
+from quatrain.data.rows import RECORD_SUFFIXES
 
 JOINED = " + "
 SHARE = 0.2
@@ -72,7 +73,7 @@ def names() -> list[str]:
 
 
 def load_pictures(source: str, seed: int = 0) -> PictureSet:
-    """The pictures of a set's name, of a folder, or of several joined by " + ".
+    """The pictures of a set's name, of a folder, of a file of questions, or of several joined by " + ".
 
     Of a folder without the subfolders `train` and `test`, a fifth of each class is held out, drawn by `seed`. Raises
     InputError for an unknown name, a folder without classes, and a test set with classes that the training lacks.
@@ -95,10 +96,13 @@ def _one(name: str, seed: int) -> PictureSet:
         made: PictureSet = import_module(f"{__name__}.{name.replace('-', '_')}").load(seed)
         return made
     path = user_path(name, "the pictures")
+    if path.is_file() and path.suffix.lower() in RECORD_SUFFIXES:
+        read: PictureSet = import_module("quatrain.data.picture_records").load_records(path, seed)
+        return read
     if not path.is_dir():
         raise InputError(
             f"images: {format_value(name)} is neither a folder nor one of {', '.join(names())}; name a folder with a "
-            "subfolder of pictures for each class"
+            "subfolder of pictures for each class, or a file of rows with image, question and answer"
         )
     parts = [path / part for part in ("train", "test")]
     if all(part.is_dir() for part in parts):

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from quatrain.core.settings import Listing, Problem
-from quatrain.runs.settings import StageSettings
+from quatrain.runs.settings import RecipeSettings, StageSettings
 from quatrain.runs.stage import Lesson, StageSpec, deferred
 from quatrain.runs.stages.vision import picture_problems
 from quatrain.training.settings import TrainSettings
@@ -21,7 +21,8 @@ class VisionLanguageStage(StageSettings):
     and decoder are frozen; `all`: everything. The tower is that of the model so far (a CLIP, a ViT), the decoder a new
     Llama of the recipe's sizes, or that of the folder `decoder` with its tokenizer; a model that is joined already
     stays as it is. Without a model so far the tower is new too. `images` is a set of the package with questions
-    (`scenes`, `shapes`). `train.batch_tokens` counts pictures.
+    (`scenes`, `shapes`), or a file of rows with image, question and answer, or with LLaVA's conversations.
+    `train.batch_tokens` counts pictures.
     """
 
     kind: Literal["vision-language"] = "vision-language"
@@ -46,6 +47,16 @@ class VisionLanguageStage(StageSettings):
         return {} if self.decoder is None else {"decoder": self.decoder}
 
 
+def file_problems(settings: VisionLanguageStage, recipe: RecipeSettings) -> Iterator[str]:
+    """Pictures that are not there."""
+    from quatrain.core.reading import user_path
+    from quatrain.data.pictures import JOINED, names
+
+    for name in (part.strip() for part in settings.images.split(JOINED)):
+        if name not in names() and not user_path(name, "images").exists():
+            yield f"images: {name} is neither a file of questions nor one of {', '.join(names())}"
+
+
 def teaches(settings: VisionLanguageStage) -> Lesson:
     """Chats."""
     return "chat"
@@ -56,6 +67,7 @@ SPEC = StageSpec(
     run=deferred("quatrain.runs.stages._vision_language:run"),
     produces=("model",),
     prepare=deferred("quatrain.runs.stages._vision_language:prepare"),
+    file_problems=file_problems,
     teaches=teaches,
     tables=("model",),
 )
