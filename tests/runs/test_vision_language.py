@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,8 @@ def test_transformers_reads_the_model_and_quatrain_predicts_with_it(
 ) -> None:
     from quatrain.cli import main
 
-    _, info = transformers.LlavaForConditionalGeneration.from_pretrained(done.model, output_loading_info=True)
+    loaded: Any = transformers.LlavaForConditionalGeneration.from_pretrained(done.model, output_loading_info=True)
+    info = loaded[1]
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     picture = tmp_path / "picture.png"
     pixels = np.full((40, 30, 3), 120, np.uint8)
