@@ -70,6 +70,14 @@ def is_readable(layer: nn.Module) -> bool:
     return isinstance(layer, HasStoredWeight) and layer.stored_format is not None
 
 
+def _float_weight(layer: Any) -> StoredWeight | None:
+    """The weight of a layer in a type that can be read by columns: of a quantized layer a copy in float32."""
+    if isinstance(layer, nn.Linear):
+        return stored_weight(layer)
+    weight = layer.dequantized_weight().float().contiguous()
+    return StoredWeight("float32", weight, *weight.shape)
+
+
 def rounded_to_int8(weight: Tensor) -> StoredWeight:
     """A matrix (rows, columns) rounded to 8 bits with a scale for each row (as `Int8Linear`)."""
     values = weight.detach().float()
@@ -103,8 +111,6 @@ def _modules_problem(model: Any) -> str | None:
     for name, module in model.layers.named_modules():
         if _is_projection(name) and not is_readable(module):
             return f"layers.{name} is a {type(module).__name__}"
-        if name.endswith("kv_b_proj") and type(module) is not nn.Linear:
-            return f"layers.{name} is a {type(module).__name__}, and latent attention reads it by columns"
     return None if type(model.lm_head) is nn.Linear else f"the head is a {type(model.lm_head).__name__}"
 
 
@@ -120,6 +126,8 @@ def explain(model: Any) -> str | None:
         return f"a {config.architecture} with the head {config.head} is not decoded natively"
     if config.recurs:
         return "native code has no recurrent layers"
+    if config.cross_attention:
+        return "native code has no cross-attention"
     if model.device.type != "cpu":
         return f"the model is on {model.device.type}; native code runs on the CPU"
     if model.embed_tokens.weight.dtype not in DTYPES:
@@ -344,7 +352,8 @@ class NativeDecoder:
         for row, block in zip(table, model.layers, strict=True):
             attention = block.self_attn
             for column, layer in self._attention_layers(attention):
-                row[column] = self._linear(layer)
+                by_columns = column == code.L_EXPAND and layer is not None
+                row[column] = self._matrix(_float_weight(layer), None) if by_columns else self._linear(layer)
             if isinstance(block.mlp, MixtureOfExperts):
                 self._describe_experts(row, block.mlp)
             else:
