@@ -254,7 +254,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "versions": versions,
-        "commit": _commit(),
+        "commit": current_commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -269,7 +269,8 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
+def current_commit() -> str | None:
+    """The commit of this checkout, marked where files have changed since; None without git."""
     try:
         command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
         found = subprocess.run(command, capture_output=True, text=True)

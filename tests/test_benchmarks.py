@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import math
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -148,10 +150,31 @@ def test_a_quick_run_ends_with_its_line(
 
 def test_every_benchmark_is_run_here_and_described() -> None:
     scripts = {path.name for path in BENCHMARKS.glob("*.py")} - {"common.py"}
-    assert scripts - {"token_file_memory.py", "kills.py", "fuzz.py"} == set(QUICK)  # which have sizes of their own
+    assert scripts - {"all.py", "token_file_memory.py", "kills.py", "fuzz.py"} == set(QUICK)  # with sizes of their own
     for page in ("README.md", "RESULTS.md"):
         described = set(re.findall(r"python benchmarks/(\w+\.py)", (BENCHMARKS / page).read_text(encoding="utf-8")))
         assert described == scripts
+
+
+def test_all_benchmarks_in_turn_keep_their_lines_and_make_a_page(tmp_path: Path, monkeypatch: Any) -> None:
+    """Two real benchmarks: one that runs, one that cannot; again, only the second runs again."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    every = importlib.import_module("all")
+    assert set(every.names()) == {path.stem for path in BENCHMARKS.glob("*.py")} - {"all", "common"}
+    assert set(every.ARGUMENTS) | set(every.WITHOUT_QUICK) <= set(every.names())
+    monkeypatch.setattr(every, "names", lambda: ["passes", "none"])
+    for count in (2, 3):
+        assert every.main(["--quick", "--folder", str(tmp_path)]) == 1
+        lines = every.read_lines(tmp_path / "results.jsonl")
+        assert [line["benchmark"] for line in lines] == ["passes", *["none"] * (count - 1)]
+    assert lines[0]["ratio"] > 0 and lines[0]["command"] == "python benchmarks/passes.py --quick"
+    assert "No such file" in lines[1]["failed"] and "| `" not in (tmp_path / "RATIOS.md").read_text()
+    ahead, behind = ({"benchmark": name, "ratio": ratio, "ratio_of": "a | b", "command": name, "seconds": 90}
+                     for name, ratio in (("x", 1.5), ("y", 0.5)))  # fmt: skip
+    counted = {"benchmark": "fuzz", "command": "z", "inputs": 10, "seed": 0}
+    rows = [row for row in every.page([behind, ahead, {**behind, "ratio": 0.75}, counted]).splitlines() if "| `" in row]
+    assert rows[0].startswith("| `y` | **0.75** | a / b |") and rows[1].startswith("| `x` | 1.50 |")
+    assert rows[2].startswith("| `z` | inputs 10, seed 0 |") and len(rows) == 3
 
 
 def test_an_absent_peer_is_named_with_the_remedy(common: ModuleType) -> None:

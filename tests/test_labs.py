@@ -91,6 +91,33 @@ def test_every_lab_is_in_the_table_of_the_course():
     assert [path.stem for path in SCRIPTS if f"({path.stem}.md)" not in index] == []
 
 
+def test_the_table_of_the_course_is_whole_and_true():
+    """Every lab of the course has its number; the recipes and the API that a topic names exist."""
+    from quatrain.runs.recipe import recipe_names
+
+    assert [int(path.stem[:2]) for path in SCRIPTS] == list(range(1, 18))
+    table = [line.split("|")[1:-1] for line in (tool.LABS / "index.md").read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in table if len(row) == 5][2:]
+    assert len(rows) > 17 and all(cell.strip() for row in rows for cell in row)
+    named = {name for row in rows for name in re.findall(r"`([\w-]+)`", row[2])}
+    assert named <= set(recipe_names())
+    for name in (name for row in rows for name in re.findall(r"`([\w.]+)`", row[4])):
+        module, _, attribute = name.rpartition(".")
+        found = importlib.import_module(module)
+        assert hasattr(found, attribute) or importlib.util.find_spec(name), name
+
+
+def test_labs_share_a_folder_without_a_clash():
+    """The runs of all labs have different names: notebooks that lie side by side run in one folder."""
+    named = []
+    for path in SCRIPTS:
+        text = path.read_text(encoding="utf-8")
+        own = re.findall(r'^name = "([\w-]+)"$', text, re.MULTILINE)
+        own += re.findall(r'(?:quatrain\.run|\bload)\("([\w-]+)"', text) + re.findall(r'answering\("([\w-]+)"', text)
+        named += sorted(set(own))
+    assert len(set(named)) == len(named) > 15, sorted(named)
+
+
 def test_outputs_stay_when_only_the_text_changes():
     cell = tool.Cell("code", "1 + 1", text="2\n", pictures=[b""], alts=["two"])
     lab = tool.Lab("00-sum", [tool.Cell("markdown", "# Sums"), cell, tool.Cell("code", "x = 1")], [], [])

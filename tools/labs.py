@@ -271,6 +271,9 @@ def main() -> None:
     parser = argparse.ArgumentParser("tools/labs.py", description="Builds the labs of the course.")
     parser.add_argument("command", choices=("build", "text", "run"))
     parser.add_argument("lab", nargs="*", help="numbers or names; all if none are given")
+    parser.add_argument(
+        "--folder", type=Path, help="run here and keep the runs: the next time they are finished already"
+    )
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     for path in labs(options.lab):
@@ -279,8 +282,10 @@ def main() -> None:
             target = path.with_suffix(".md")
             target.write_text(with_new_text(lab, target.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
         else:
-            with tempfile.TemporaryDirectory() as folder:
-                seconds = run(lab, Path(folder), echo=options.command == "run")
+            with tempfile.TemporaryDirectory() as temporary:
+                folder = Path(temporary) if options.folder is None else options.folder / lab.name
+                folder.mkdir(parents=True, exist_ok=True)
+                seconds = run(lab, folder, echo=options.command == "run")
             print(f"{lab.name}: {seconds:.1f} s")
         if options.command == "build":
             write_page(lab, seconds)

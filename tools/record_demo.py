@@ -13,6 +13,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ from rich.text import Text
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "images" / "demo.svg"
 WIDTH = 104
+BAR = re.compile(r"━{9}(?!.*[┓┩])")
+"""A bar of progress, whose last state is the line below it; the edges of tables are none."""
 PROMPTS = ("] ", "? ", "> ")
 """What the output ends with where an answer is awaited."""
 
@@ -38,6 +41,7 @@ THEME = TerminalTheme(
 )  # fmt: skip
 
 CHAT = "quatrain chat runs/quickstart/model --db runs/quickstart/shop.sqlite"
+SETTINGS = "stage.pretrain.train.steps=200 evaluate.temperatures=[0.8] evaluate.max_new_tokens=20"
 QUESTIONS = (
     "Which country has the most customers?",
     "How many orders are there for each payment method?",
@@ -47,6 +51,7 @@ QUESTIONS = (
 SESSION: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (CHAT, QUESTIONS, "\nquestion> /quit"),
     ("quatrain new", ("text", "", "small"), ""),
+    (f"quatrain run my-text.toml {SETTINGS}", (), "\nWhat to try next"),
 )
 """Each command, the answers that are typed into it, and the text before which its output is cut."""
 
@@ -91,10 +96,14 @@ def plain(text: str) -> str:
 
 
 def last_state(text: str) -> str:
-    """The lines as the terminal shows them at the end, with colours: of each line what was written last."""
+    """The lines as the terminal shows them at the end, with colours: of each line what was written last.
+
+    Bars of progress are left out: the line below one says how it ended.
+    """
     text = re.sub(r"\x1b\[[0-9;?]*[A-LN-Za-ln-z]", "", text).replace("\r\n", "\n")  # all but colours
     lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
-    return "\n".join(line.rstrip() for line in lines).strip("\n")
+    kept = (line.rstrip() for line in lines if not BAR.search(plain(line)))
+    return "\n".join(kept).strip("\n")
 
 
 def session(folder: Path) -> list[tuple[str, str]]:
@@ -104,6 +113,8 @@ def session(folder: Path) -> list[tuple[str, str]]:
         if command.split()[1] == "new":
             for file in folder.glob("my-*.toml"):
                 file.unlink()
+            for run in (folder / "runs").glob("my-*"):
+                shutil.rmtree(run)
         output = last_state(typed(command, answers, folder))
         if end:
             output = output[: output.index(end)].rstrip()

@@ -191,7 +191,7 @@ from quatrain.loading.model import load_model
 from quatrain.runs.recipe import loads
 
 recipe = f"""
-name = "base"
+name = "sql-base"
 [tokenizer]
 kind = "bpe"
 vocab_size = {at_size(1024, 600)}
@@ -216,13 +216,13 @@ evaluate = false
 train = {{ steps = {at_size(900, 2)}, batch_tokens = {at_size(2048, 256)}, learning_rate = 0.0045, optimizer = "muon", schedule = "wsd", decay_ratio = 0.3, warmup_steps = {at_size(20, 0)} }}
 """
 quatrain.run(loads(recipe), reporter=SilentReporter())
-base, tokenizer = load_model("runs/base/model")
+base, tokenizer = load_model("runs/sql-base/model")
 print(f"{sum(p.numel() for p in base.parameters()):,} parameters")
 
 # %%
 from quatrain.tasks.text2sql import Text2SQL
 
-task = Text2SQL.build("runs/base/shop.sqlite", seed=1, examples=300)
+task = Text2SQL.build("runs/sql-base/shop.sqlite", seed=1, examples=300)
 texts = [tokenizer.encode(text)[:128] for text in list(task.documents(answers=True))[: at_size(200, 8)]]
 
 
@@ -242,7 +242,7 @@ from quatrain.compression import methods
 results = {}
 reference = loss(base.eval())
 for method, options in {"float32": {}, "int8": {}, "int4, group 64": {"group": 64}, "nf4": {}}.items():
-    model, _ = load_model("runs/base/model")
+    model, _ = load_model("runs/sql-base/model")
     if method != "float32":
         methods.quantize(model.eval(), method.split(",")[0], **options)
     linear = sum(m.in_features * m.out_features for m in base.layers.modules() if isinstance(m, nn.Linear))
@@ -258,7 +258,7 @@ for method, options in {"float32": {}, "int8": {}, "int4, group 64": {"group": 6
 # %%
 by_hand = {}
 for bits in (2, 3, 4, 5, 6, 8):
-    model, _ = load_model("runs/base/model")
+    model, _ = load_model("runs/sql-base/model")
     with torch.no_grad():
         for layer in model.layers.modules():
             if isinstance(layer, nn.Linear):
@@ -286,7 +286,7 @@ plt.show()
 from quatrain.adapters.apply import apply_adapter, count_trainable_parameters
 from quatrain.adapters.settings import AdapterSettings
 
-model, _ = load_model("runs/base/model", quantize="nf4")
+model, _ = load_model("runs/sql-base/model", quantize="nf4")
 apply_adapter(model, AdapterSettings(rank=16))
 print(type(model.layers[0].self_attn.q_proj).__name__, "over", type(model.layers[0].self_attn.q_proj.base).__name__)
 print("trainable {:,} of {:,} ({:.1f} %)".format(*count_trainable_parameters(model)))
@@ -297,7 +297,7 @@ name = "qlora"
 database = "shop"
 examples = {at_size(20000, 200)}
 [model]
-folder = "runs/base/model"
+folder = "runs/sql-base/model"
 [tokenizer]
 chat_template = "chatml"
 [[stage]]

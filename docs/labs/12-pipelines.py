@@ -217,6 +217,8 @@ plt.show()
 #
 # ## At size
 #
+# In another folder, since the short runs of this lab have the same names:
+#
 # ```sh
 # quatrain run embed                                                 # pre-training, then pairs; recall among 2,000
 # quatrain run spam

@@ -282,6 +282,9 @@ with Sandbox(Limits(seconds=10)) as sandbox:
 # %% [markdown]
 # ## At size
 #
+# In another folder, since the short runs of this lab have the same names:
+#
+# <!-- not run: needs a service of yours: http://localhost -->
 # ```sh
 # quatrain run agent
 # quatrain agent run runs/agent/model "417*286=" --tool calculator

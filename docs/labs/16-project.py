@@ -202,6 +202,8 @@ check(4, [wh, grams], [0.7, 0.28], tolerance=1e-3, hint="3.5 W · 2 · 0.1 h; th
 # %% [markdown]
 # ## At size
 #
+# In another folder, since the short runs of this lab have the same names:
+#
 # ```sh
 # quatrain check project                                        # what it will train on, its memory and its time
 # quatrain run project                                          # seven minutes: 79 % of the questions by people

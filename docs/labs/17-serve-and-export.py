@@ -27,7 +27,7 @@ from quatrain.core.progress import SilentReporter
 from quatrain.runs.recipe import loads
 
 recipe = f"""
-name = "book"
+name = "served"
 [data]
 source = "gutenberg:1661"
 validation = 0.1
@@ -75,7 +75,7 @@ from quatrain.export.exporter import ExportSettings, export
 
 sizes = {}
 for format in at_size(("F32", "F16", "Q8_0", "Q5_0", "Q4_0"), ("F16", "Q4_0")):
-    done = export("runs/book/model", "gguf", f"files/{format}", ExportSettings(format=format))
+    done = export("runs/served/model", "gguf", f"files/{format}", ExportSettings(format=format))
     path = Path(next(file for file in done.files if str(file).endswith(".gguf")))
     sizes[format] = (path.stat().st_size, path)
     print(f"{format}: {path.stat().st_size / 1e6:.2f} MB")
@@ -123,7 +123,7 @@ import torch
 
 from quatrain.loading.model import load_model
 
-model, tokenizer = load_model("runs/book/model")
+model, tokenizer = load_model("runs/served/model")
 ids = torch.tensor([tokenizer.encode("It was a dark night, and the lamp was lit when Holmes came in.")])
 with torch.no_grad():
     expected = model.eval()(ids)[0]
@@ -144,28 +144,29 @@ plt.show()
 # The target `ollama` adds a `Modelfile` with the chat template in Go's language and the stop tokens. `ollama create` reads it.
 
 # %%
-done = export("runs/book/model", "ollama", "files/ollama", ExportSettings(format="Q8_0"))
+done = export("runs/served/model", "ollama", "files/ollama", ExportSettings(format="Q8_0"))
 for each in done.files:
     if Path(each).name == "Modelfile":
         print(Path(each).read_text(encoding="utf-8")[:600])
 
 # %% [markdown]
+# <!-- not run: needs software from elsewhere: ollama create, ollama run -->
 # ```sh
-# quatrain export runs/book/model --to ollama
-# ollama create book -f runs/book/model-ollama/Modelfile
-# ollama run book
+# quatrain export runs/served/model --to ollama
+# ollama create served -f runs/served/model-ollama/Modelfile
+# ollama run served
 # ```
 #
 # ## A server
 #
-# `quatrain serve runs/book/model` answers OpenAI's and Anthropic's clients. Here it runs in a thread of the notebook, on a free port:
+# `quatrain serve runs/served/model` answers OpenAI's and Anthropic's clients. Here it runs in a thread of the notebook, on a free port:
 
 # %%
 from quatrain.serving.models import entries_of
 from quatrain.serving.server import Server
 from quatrain.serving.settings import ServerSettings
 
-server = Server(entries_of(["book=runs/book/model"]), ServerSettings(port=0))
+server = Server(entries_of(["served=runs/served/model"]), ServerSettings(port=0))
 thread = threading.Thread(target=server.run, daemon=True)
 thread.start()
 for _ in range(600):
@@ -179,7 +180,7 @@ for _ in range(600):
 
 def ask(**fields):
     """A request to the route of completions, as any client of OpenAI's API sends it."""
-    body = json.dumps({"model": "book", "temperature": 0, "ignore_eos": True, **fields}).encode()
+    body = json.dumps({"model": "served", "temperature": 0, "ignore_eos": True, **fields}).encode()
     request = urllib.request.Request(f"{server.address}/v1/completions", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as answer:
         return json.load(answer)
