@@ -37,7 +37,8 @@ def cases(size: dict[str, int], dtype: torch.dtype) -> dict[str, tuple[Pass, Pas
     batch, length, heads, width = (size[name] for name in ("batch", "length", "heads", "width"))
     hidden = heads * width
     config = ModelConfig("llama", 1, hidden, 1, 1, heads, heads, length)
-    cos, sin = (table.to(dtype) for table in Rotary(config, config.rope_theta, None).tables(length, length))
+    rotary = Rotary(config, config.rope_theta, None, config.head_dim)
+    cos, sin = (table.to(dtype) for table in rotary.tables(length, length))
     half_cos, half_sin = (table[..., : width // 2].unsqueeze(-2) for table in (cos, sin))
     bias = AttentionMask(causal=True).additive(length, length, torch.empty(0, dtype=dtype))
 

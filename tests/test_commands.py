@@ -48,6 +48,8 @@ ELSEWHERE = {
     r"quatrain compare .* --documents\b": ("tests/retrieval/test_compare.py", '"--documents"'),
     r"quatrain inspect .* --map tsne\b": ("tests/evaluation/test_views.py", "tsne"),
     r"quatrain evaluate runs/sql-finetune/model\b": ("tests/runs/recipes/test_shipped_recipes.py", "sql-finetune"),
+    r"quatrain plan gpt2 --method\b": ("tests/cli/test_plan.py", '"--method", "lora"'),
+    r"quatrain quantize .* --method \S+ --method\b": ("tests/compression/test_calibrated.py", '"quantize"'),
     r"quatrain prune .* --method \S+ --method\b": ("tests/compression/test_pruning.py", '"--method", "wanda"'),
     r"quatrain prompt (compare|search)\b": ("tests/cli/test_prompt.py", '"search"'),
     r"quatrain plan .*--verify\b": ("tests/planning/test_parallelism.py", "verify"),
@@ -203,6 +205,7 @@ ANSWERS = {"quatrain new": "text\nmy.txt\nsmall\n", "quatrain generate mine -": 
 MODELS = {"--task ner": "runs/ner/model", "quatrain ask": "runs/mine/model"}
 """What MODEL stands for, by a part of the command; otherwise a classifier."""
 SHORTER = {
+    "ask": ["--max-new-tokens", "2"],
     "generate": ["--max-new-tokens", "2"],
     "chat": ["--max-new-tokens", "2"],
     "check": ["--no-measure"],
@@ -307,7 +310,7 @@ def typed(command: Shown) -> list[str]:
     """The words of a command with a model for MODEL, and shorter."""
     model = next((each for words, each in MODELS.items() if words in command.line), "runs/sentiment/model")
     words = [model if word == "MODEL" else word for word in command.words[1:]]
-    added = SHORTER.get(words[0], [])
+    added = SHORTER.get(words[0], []) if words[0] != "ask" or "--model" in words else []
     return words if set(added) & set(words) else [*words, *added]
 
 

@@ -333,6 +333,7 @@ check(4, [full, qlora], [112, 4.25], tolerance=0.01, hint=hint)
 # %% [markdown]
 # ## At size
 #
+# <!-- not run: downloads a model: meta-llama/ -->
 # ```sh
 # quatrain run quickstart                                        # text to SQL from nothing, and in int8
 # quatrain chat runs/quickstart/model --db runs/quickstart/shop.sqlite
