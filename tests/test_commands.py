@@ -55,6 +55,7 @@ ELSEWHERE = {
     r"quatrain plan .*--verify\b": ("tests/planning/test_parallelism.py", "verify"),
     r"quatrain evaluate --passport\b": ("tests/evaluation/test_suites.py", '"--passport"'),
     r"quatrain agent run .*--tool .?mcp=": ("tests/agents/test_mcp.py", "mcp="),
+    r"quatrain (predict|chat) \S*picture-qa": ("tests/runs/test_vision_language.py", "picture-qa"),
     r"quatrain predict \S*clip-shapes": ("tests/runs/test_vision_stages.py", "candidate_labels"),
     r"lm_eval\b": ("tests/serving/test_lm_eval.py", "LocalCompletionsAPI("),
     r"quatrain doctor\b": ("tests/evaluation/test_doctor.py", '"doctor"'),

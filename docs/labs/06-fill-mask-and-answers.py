@@ -236,20 +236,9 @@ for name, done in results.items():
     print(f"{name:26} F1 {scores['f1']:5.1f} %, exact match {scores['exact_match']:5.1f} %")
 print(f"{'nearest sentence':26} F1 {baseline['f1']:5.1f} %, exact match {baseline['exact_match']:5.1f} %")
 
-# %%
-figure, ax = plt.subplots(figsize=(5.6, 2.3))
-for (name, done), color in zip(list(results.items())[1:], ("#c8ccd2", "#2f6fbf")):
-    lines = [json.loads(line) for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
-    points = [(line["step"], line["validation_f1"]) for line in lines if "validation_f1" in line]
-    ax.plot(*zip(*points), "o-", markersize=3, color=color, label=name)
-ax.axhline(100 / 3, color="#e08a1e", linestyle="--", label="the right kind of fact, of any of three people")
-ax.set(title="F1 on held-out questions while learning", xlabel="step", ylabel="%", ylim=(0, 60))
-ax.legend(fontsize=7)
-plt.show()
-
 # %% [markdown]
-# Both learn in a few dozen steps that *where* asks for a city and *the work of* for a profession, also for people that they have never seen. Then they stay at a third: which of the three people is asked about needs attention
-# that finds the same name in question and text, and that has not formed yet. The minute of pre-training makes little difference; it would have to be a thousand times as long.
+# Both trained models know that *where* asks for a city and *the work of* for a profession, also of people that they have never seen: an F1 of a third is the right kind of fact, of any of the three people. Which of them is
+# asked about needs attention that finds the same name in question and text, and that has not formed yet. The minute of pre-training makes no difference beyond chance; it would have to be a thousand times as long.
 #
 # ## Where the answer starts and ends
 

@@ -50,6 +50,7 @@ class ClassicConfig(Settings):
 
     architecture: ClassVar[str] = "decoder"
     """"encoder-decoder" for a model that reads the prompt with an encoder."""
+    frontend: ClassVar[None] = None
     type_vocab_size: ClassVar[int] = 0
     rope_scaling: ClassVar[None] = None
     max_text_length: ClassVar[int] = 0
