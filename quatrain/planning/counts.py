@@ -87,6 +87,8 @@ def _tables(model: Model) -> int:
 
 def _multiplied(model: Model) -> int:
     matrices = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear | Router))
+    if model.neighbours is not None:
+        matrices += model.neighbours.conv.weight.numel()
     # A block that several layers share is passed several times.
     again = Counter(model.config.blocks) - Counter(range(len(model.layers)))
     for block, times in again.items():

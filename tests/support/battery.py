@@ -115,6 +115,7 @@ def theirs(case: Case) -> Any:
 UNUSED = {
     "cls.predictions.bias": "cls.predictions.decoder.bias",
     "lm_head.bias": "lm_head.decoder.bias",
+    "predictions.bias": "predictions.decoder.bias",
     "model.shared.weight": "model.decoder.embed_tokens.weight",
 }
 """Parameters that an untied model of transformers does not use, and those whose values we write for them."""

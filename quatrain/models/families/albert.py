@@ -6,7 +6,7 @@ from typing import Any
 
 from quatrain.models.families import bert
 from quatrain.models.families.mapping import ACTIVATIONS, Family, Head, Key
-from quatrain.models.families.weights import Operation, Rename, renames
+from quatrain.models.families.weights import Operation, Rename, renames, vocabulary_bias
 from quatrain.models.transformer.config import ModelConfig
 
 LAYER = "encoder.albert_layer_groups.{n}.albert_layers.0"
@@ -36,7 +36,7 @@ def _pooler(prefix: str) -> list[Operation]:
 
 
 MASKED: list[Operation] = [
-    Rename("predictions.bias", "lm_head.bias"),
+    *vocabulary_bias("predictions.decoder.bias", "predictions.bias"),
     Rename("predictions.decoder.weight", "lm_head.weight"),
     *renames("predictions.dense", "transform.dense"),
     *renames("predictions.LayerNorm", "transform.norm"),
@@ -65,6 +65,7 @@ FAMILIES = (
         keys=(
             *(key for key in bert.KEYS if key.theirs != "hidden_act"),
             Key("hidden_act", "activation", "gelu_new", ACTIVATIONS),
+            bert.TIES,
             Key("vocab_size", "vocab_size", 30000),
             Key("embedding_size", "embedding_size", 128),
             Key("max_position_embeddings", "max_position_embeddings", 512),
@@ -91,7 +92,7 @@ FAMILIES = (
             "embedding": Head("AlbertModel", _pooler(""), "", {"pooling": "mean", **bert.TANH}, absent=ABSENT),
         },
         fixed={**bert.FIXED, "embedding_projection": "all"},
-        required={"tie_word_embeddings": True, "inner_group_num": 1, "position_embedding_type": "absolute"},
+        required={"inner_group_num": 1, "position_embedding_type": "absolute"},
         harmless=frozenset(
             {
                 "hidden_dropout_prob",

@@ -1,7 +1,8 @@
 """DeBERTa v2 and v3 (He et al. 2020, arXiv 2006.03654; 2021, arXiv 2111.09543): disentangled attention.
 
 The score of two tokens is the sum of three: content to content, content to distance, and distance to content. Distances
-are embedded in logarithmic buckets, by one table for all layers.
+are embedded in logarithmic buckets, by one table for all layers. In v2 XL and XXL a convolution over neighbouring
+tokens runs beside the first layer.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ BODY: list[Operation] = [
     *renames("embeddings.LayerNorm", "embedding_norm"),
     Rename("encoder.rel_embeddings.weight", "distances.embedding.weight"),
     *renames("encoder.LayerNorm", "distances.norm"),
+    *renames("encoder.conv.conv", "neighbours.conv"),
+    *renames("encoder.conv.LayerNorm", "neighbours.norm"),
     *(
         operation
         for theirs, ours in PARTS.items()
@@ -59,6 +62,8 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
     positions = config.get("max_position_embeddings") or 512
     return {
         "num_key_value_heads": config["num_attention_heads"],
+        "neighbour_tokens": config.get("conv_kernel_size") or 0,
+        "neighbour_activation": ACTIVATIONS.get(config.get("conv_act") or "tanh", str(config.get("conv_act"))),
         "relative_buckets": buckets,
         "relative_max_distance": positions if longest < 1 else longest,
         "max_position_embeddings": positions,
@@ -72,6 +77,8 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         **ATTENTION,
         "pos_att_type": ["p2c", "c2p"],
         "norm_rel_ebd": "layer_norm",
+        "conv_kernel_size": config.neighbour_tokens,
+        "conv_act": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.neighbour_activation),
         "position_buckets": config.relative_buckets,
         "max_relative_positions": -1 if same else config.relative_max_distance,
         "max_position_embeddings": config.max_position_embeddings,
@@ -90,6 +97,7 @@ FAMILIES = (
             Key("layer_norm_eps", "norm_eps", 1e-7),
             Key("type_vocab_size", "type_vocab_size", 0),
             Key("vocab_size", "vocab_size", 128100),
+            bert.TIES,
         ),
         operations=BODY,
         heads={
@@ -102,13 +110,21 @@ FAMILIES = (
             "embedding": Head("DebertaV2Model", prefix="", settings={"pooling": "mean"}),
         },
         fixed={**bert.FIXED, "position": "disentangled"},
-        required={"tie_word_embeddings": True, "legacy": True, "pooler_hidden_act": "gelu", "conv_kernel_size": 0},
-        harmless=frozenset(
-            {"hidden_dropout_prob", "attention_probs_dropout_prob", "pooler_dropout", "cls_dropout", "conv_act"}
-        ),
+        required={"legacy": True, "pooler_hidden_act": "gelu", "conv_groups": 1},
+        harmless=frozenset({"hidden_dropout_prob", "attention_probs_dropout_prob", "pooler_dropout", "cls_dropout"}),
         read=_read,
         fresh={**ATTENTION, "pos_att_type": "p2c|c2p", "norm_rel_ebd": "layer_norm"},
-        reads=frozenset({*ATTENTION, "pos_att_type", "norm_rel_ebd", "position_buckets", "max_relative_positions"})
+        reads=frozenset(
+            {
+                "conv_kernel_size",
+                "conv_act",
+                *ATTENTION,
+                "pos_att_type",
+                "norm_rel_ebd",
+                "position_buckets",
+                "max_relative_positions",
+            }
+        )
         | {"max_position_embeddings", "pooler_hidden_size"},
         write=_write,
         prefix="deberta.",

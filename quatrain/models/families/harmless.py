@@ -75,7 +75,6 @@ REASONS: Mapping[str, tuple[str, ...]] = {
     "used by GPT-2's double-heads model only, for which `read` checks it": (
         "summary_activation", "summary_proj_to_labels", "summary_type", "summary_use_proj",
     ),
-    "used by a convolution that no supported model of the family has": ("conv_act",),
     "superseded by another key of the family": (
         "_sliding_window_pattern", "hidden_act", "is_decoder", "layer_norm_eps", "original_max_position_embeddings",
         "sliding_window_pattern",

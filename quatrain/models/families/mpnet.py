@@ -48,6 +48,7 @@ FAMILIES = (
     Family(
         name="mpnet",
         keys=(
+            bert.TIES,
             *(key for key in bert.KEYS if key.theirs not in ("type_vocab_size", "hidden_act")),
             Key("hidden_act", "activation", "gelu", ACTIVATIONS),
             Key("vocab_size", "vocab_size", 30527),
@@ -72,7 +73,7 @@ FAMILIES = (
             "relative_max_distance": 128,
             "head_transform": "gelu",
         },
-        required={"tie_word_embeddings": True, "relative_attention_num_buckets": 32},
+        required={"relative_attention_num_buckets": 32},
         harmless=frozenset({"hidden_dropout_prob", "attention_probs_dropout_prob"}),
         read=_read,
         reads=frozenset({"max_position_embeddings"}),

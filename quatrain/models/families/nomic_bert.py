@@ -6,7 +6,7 @@ from typing import Any
 
 from quatrain.models.families import bert, rope
 from quatrain.models.families.mapping import ACTIVATIONS, Family, Head, Key
-from quatrain.models.families.weights import Operation, Rename, Split, renames
+from quatrain.models.families.weights import Operation, Rename, Split, renames, vocabulary_bias
 from quatrain.models.transformer.config import ModelConfig
 
 THETA = 1000.0
@@ -28,7 +28,7 @@ OPERATIONS: list[Operation] = [
 ]
 
 MASKED: list[Operation] = [
-    Rename("cls.predictions.bias", "lm_head.bias"),
+    *vocabulary_bias("cls.predictions.decoder.bias", "cls.predictions.bias"),
     Rename("cls.predictions.decoder.weight", "lm_head.weight"),
     *renames("cls.predictions.transform.dense", "transform.dense"),
     *renames("cls.predictions.transform.layer_norm", "transform.norm"),
@@ -51,6 +51,7 @@ FAMILIES = (
     Family(
         name="nomic_bert",
         keys=(
+            Key("tie_word_embeddings", "tie_word_embeddings", True),
             *(key for key in bert.KEYS if key.theirs != "hidden_act"),
             Key("hidden_act", "activation", "silu", ACTIVATIONS),
             Key("head_dim", "head_dim", 0),
@@ -76,7 +77,6 @@ FAMILIES = (
             "feed_forward": "gated",
             "feed_forward_bias": False,
         },
-        required={"tie_word_embeddings": True},
         harmless=frozenset({"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"}),
         read=_read,
         reads=rope.KEYS,

@@ -150,6 +150,8 @@ READ: Mapping[str, ValueType] = {
     "bias": FLAG,
     "classifier_activation": TEXT,
     "classifier_pooling": TEXT,
+    "conv_act": TEXT,
+    "conv_kernel_size": SIZE_OR_ZERO,
     "decoder": TABLE,
     "decoder_bias": FLAG,
     "decoder_sparse_step": SIZE,

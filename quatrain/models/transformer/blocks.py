@@ -28,6 +28,7 @@ from quatrain.models.transformer.context import (
 )
 from quatrain.models.transformer.delta_net import GatedDeltaNet
 from quatrain.models.transformer.experts import make_feed_forward
+from quatrain.models.transformer.feed_forward import ACTIVATIONS
 from quatrain.models.transformer.kv_cache import CacheRows
 from quatrain.models.transformer.latent_attention import LatentAttention
 from quatrain.models.transformer.layer_embedding import LayerEmbedding, LayerInput
@@ -163,6 +164,30 @@ class Distances(nn.Module):
         return (log_buckets(distances, self.buckets, self.longest) + self.buckets).clamp(0, 2 * self.buckets - 1)
 
 
+class Neighbours(nn.Module):
+    """norm(x + act(convolution over the embeddings)), for the output x of the first layer (DeBERTa v2 XL)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.conv = nn.Conv1d(config.hidden_size, config.hidden_size, config.neighbour_tokens)
+        self.norm = make_norm(config)
+        self.activation = ACTIVATIONS[config.neighbour_activation]
+
+    def forward(self, embedded: Tensor, x: Tensor, segments: Tensor | None) -> Tensor:
+        """embedded, x (B, T, C) to the same shape. A token sees no neighbour of another segment (B, T)."""
+        length, reach = embedded.shape[1], self.conv.kernel_size[0] // 2
+        near = F.pad(embedded, (0, 0, reach, reach))
+        around = None if segments is None else F.pad(segments, (reach, reach), value=-1)
+        output = torch.zeros_like(x) if self.conv.bias is None else self.conv.bias.expand_as(x)
+        for tap, weight in enumerate(self.conv.weight.unbind(2)):
+            seen = near[:, tap : tap + length]
+            if around is not None and segments is not None:
+                seen = seen * around[:, tap : tap + length].eq(segments)[..., None]
+            output = output + F.linear(seen, weight)
+        normed: Tensor = self.norm(x + self.activation(output))
+        return normed
+
+
 class Stack(nn.Module):
     """Positions, blocks and final norm: embedded tokens (B, T, embedding_size) to hidden states."""
 
@@ -184,6 +209,7 @@ class Stack(nn.Module):
             nn.Embedding(config.relative_buckets, config.num_attention_heads) if config.position in biased else None
         )
         self.distances = Distances(config) if config.position == "disentangled" else None
+        self.neighbours = Neighbours(config) if config.neighbour_tokens else None
         self.layer_embedding = LayerEmbedding(config) if config.layer_embedding_size else None
         self.layers = nn.ModuleList(
             Block(config, config.blocks.index(block) if config.blocks else block) for block in range(config.num_blocks)
@@ -255,10 +281,13 @@ class Stack(nn.Module):
         if self.distances is not None:
             context.distances = self.distances.at(length, x.device)
         depth = more.get("depth")
-        for layer in islice(self.passes(), depth):
+        embedded = x
+        for number, layer in enumerate(islice(self.passes(), depth)):
             if trace is not None:
                 trace.hidden_states.append(x)
             x = layer(x, context)
+            if number == 0 and self.neighbours is not None:
+                x = self.neighbours(embedded, x, segments)
         if cache is not None:
             cache.advance()
         x = x if self.norm is None or depth is not None else self.norm(x)

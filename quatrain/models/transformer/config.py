@@ -333,6 +333,11 @@ class ModelConfig:
     relative_buckets: int = 32
     relative_max_distance: int = 128
 
+    neighbour_tokens: int = 0
+    """Tokens that a convolution over the embeddings sees, an odd number; its output is added to that of the first layer
+    (DeBERTa v2 XL); 0: there is none."""
+    neighbour_activation: str = "tanh"
+
     embedding_size: int = 0
     """Width of the token embedding; 0 means hidden_size. A different width is projected to hidden_size."""
     embedding_projection: str = "tokens"
@@ -511,6 +516,7 @@ class ModelConfig:
             "full_key_value_heads",
             "layer_embedding_size",
             "layer_vocab_size",
+            "neighbour_tokens",
             "shared_kv_layers",
             "shared_kv_intermediate_size",
         ):
@@ -588,6 +594,9 @@ class ModelConfig:
                 f"relative_buckets: {self.relative_buckets}; must be at least 4, and half of it below "
                 f"relative_max_distance - 1 ({self.relative_max_distance - 1})"
             )
+        if self.neighbour_tokens and (self.neighbour_tokens % 2 == 0 or self.architecture != "encoder"):
+            yield f"neighbour_tokens: {self.neighbour_tokens}; must be odd, in an encoder (it is a {self.architecture})"
+        yield from _choice("neighbour_activation", self.neighbour_activation, CHOICES["activation"])
         if self.position in ("relative", "learned_relative"):
             yield from self._relative_problems()
         if self.position == "sinusoidal" and self.hidden_size % 2:

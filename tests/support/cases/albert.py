@@ -15,7 +15,9 @@ def _case(name, head="ForMaskedLM", **changes):
 
 CASES = [
     _case("masked"),
-    _case("two groups, wide", num_hidden_groups=2, embedding_size=32, hidden_act="relu"),
+    _case(
+        "two groups, wide, untied", tie_word_embeddings=False, num_hidden_groups=2, embedding_size=32, hidden_act="relu"
+    ),
     _case("pretraining", "ForPreTraining"),
     _case("classifier", "ForSequenceClassification", num_labels=3),
     _case("choices", "ForMultipleChoice"),

@@ -16,10 +16,12 @@ def _case(name, head="ForMaskedLM", **changes):
 
 CASES = [
     _case("masked"),
-    _case("many buckets, types", position_buckets=32, type_vocab_size=2, max_relative_positions=30, hidden_act="relu"),
+    _case("many buckets, types, untied", position_buckets=32, type_vocab_size=2, max_relative_positions=30,
+          hidden_act="relu", tie_word_embeddings=False),
+    _case("neighbours", conv_kernel_size=3, conv_act="gelu"),
     _case("classifier", "ForSequenceClassification", num_labels=3),
     _case("choices", "ForMultipleChoice"),
     _case("tagger", "ForTokenClassification", num_labels=2),
     _case("spans", "ForQuestionAnswering"),
     _case("body", "Model"),
-]
+]  # fmt: skip

@@ -17,7 +17,14 @@ def _case(name, head="ForMaskedLM", **changes):
 
 CASES = [
     _case("masked"),
-    _case("odd sizes", hidden_size=30, num_attention_heads=3, intermediate_size=37, hidden_act="relu"),
+    _case(
+        "odd sizes, untied",
+        tie_word_embeddings=False,
+        hidden_size=30,
+        num_attention_heads=3,
+        intermediate_size=37,
+        hidden_act="relu",
+    ),
     _case("classifier", "ForSequenceClassification", num_labels=3),
     _case("choices", "ForMultipleChoice"),
     _case("tagger", "ForTokenClassification", num_labels=2),

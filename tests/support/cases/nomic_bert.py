@@ -14,7 +14,12 @@ def _case(name, head="ForMaskedLM", **changes):
 
 CASES = [
     _case("masked"),
-    _case("another base", rope_parameters={"rope_type": "default", "rope_theta": 50.0}, hidden_act="gelu"),
+    _case(
+        "another base, untied",
+        rope_parameters={"rope_type": "default", "rope_theta": 50.0},
+        hidden_act="gelu",
+        tie_word_embeddings=False,
+    ),
     _case("classifier", "ForSequenceClassification", num_labels=3),
     _case("tagger", "ForTokenClassification", num_labels=2),
     _case("body", "Model"),
