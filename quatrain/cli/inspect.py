@@ -250,6 +250,7 @@ class _Look:
         from quatrain.evaluation.inspection import architecture, choices
         from quatrain.evaluation.inspection.unknown_family import unknown_family_lines
         from quatrain.evaluation.inspection.wording import architecture_lines
+        from quatrain.planning.counts import active_parameters
 
         subject = self.subject
         if not subject.is_planned:
@@ -266,6 +267,9 @@ class _Look:
         weights = {"files": subject.weights.files, "bytes": subject.weights.bytes, "problem": subject.weights.problem}
         named = {"family": config.family, "architecture": config.architecture, "head": config.head}
         counts = {"parameters": details.parameters, "dtype": dtype, "bytes": details.bytes, "weights": weights}
+        if config.experts is not None:
+            mixture = {"num_experts": config.experts.num_experts, "per_token": config.experts.experts_per_token}
+            counts["experts"] = mixture | {"active_parameters": active_parameters(config)}
         return named | counts | {"choices": choices(config), "tree": details.root.as_dict()}
 
     def _facts(self) -> dict[str, Any]:

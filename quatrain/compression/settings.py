@@ -10,7 +10,9 @@ Method = Literal["int8", "int4", "nf4", "w8a8", "fp8"]
 BITS: dict[str, float] = {"int8": 8.5, "w8a8": 8.5, "fp8": 8.5, "int4": 5.0, "nf4": 5.0}
 """Bits of a weight of each method with its scales, at most."""
 
-FLOAT_ONLY_FAMILIES = ("gpt2", "phi3", "bloom", "gpt_neox", "gpt_oss", "granitemoe", "openai-gpt", "falcon", "glm4")
+FLOAT_ONLY_FAMILIES = (
+    *("gpt2", "phi3", "bloom", "gpt_neox", "gpt_oss", "granitemoe", "openai-gpt", "falcon", "glm4", "qwen3_5_text"),
+)
 """Families whose files fuse or transpose linear layers, so that quantized model folders cannot store them."""
 
 CALIBRATED: dict[str, tuple[str, ...]] = {

@@ -42,7 +42,7 @@ from quatrain.evaluation.inspection.tokens import Token, visible
 from quatrain.evaluation.inspection.wording import architecture_lines, prediction_lines, token_lines
 from quatrain.models.families import get_family
 from quatrain.models.io import model_folder
-from quatrain.models.transformer.config import CHOICES, ModelConfig
+from quatrain.models.transformer.config import CHOICES, ExpertsConfig, ModelConfig
 from quatrain.models.transformer.stack import Model
 from quatrain.planning.counts import built
 from quatrain.tokenizers.tokenizer import Tokenizer
@@ -147,6 +147,19 @@ def test_layers_that_differ_are_not_folded_together():
     sliding = config(num_hidden_layers=4, sliding_window=8, layer_types=("full", "sliding") * 2)
     (layers,) = [part for part in architecture(sliding).root.children if part.name == "layers"]
     assert layers.note == "2 full, 2 sliding" and "8 tokens back, in 2 of 4 layers" in choices(sliding)["window"]
+
+
+def test_a_mixture_says_what_a_token_uses_of_it():
+    experts = ExpertsConfig(8, 2, 16, shared_intermediate_size=24, dense_layers=(0,))
+    mixture = config(experts=experts, num_hidden_layers=3, hidden_size=128)
+    layers, idle = mixture.num_hidden_layers, (mixture.num_hidden_layers - 1) * 6 * 3 * 16 * mixture.hidden_size
+    total = architecture(mixture).parameters
+    words = choices(mixture)["experts"]
+    assert words.startswith(
+        f"8 in {layers - 1} of {layers} layers, 2 used per token, each 16 wide, a shared one 24 wide"
+    )
+    assert words.endswith(f"; {total - idle:,} of {total:,} parameters active per token")
+    assert "experts" not in choices(config())
 
 
 def test_tied_tensors_are_counted_where_they_are_first():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from quatrain.models.transformer.config import LANGUAGE_HEADS, RECURRENT_LAYERS, ModelConfig
+from quatrain.planning.counts import active_parameters, parameters
 
 HEADS = {
     "causal": "the next token at every position",
@@ -91,6 +92,7 @@ def choices(config: ModelConfig) -> dict[str, str]:
         "recurrence": _recurrence(config),
         "window": _window(config),
         "feed-forward": _feed_forward(config),
+        "experts": _experts(config),
         "logits": _logits(config),
         "pooling": _pooling(config),
         "labels": _labels(config),
@@ -238,6 +240,24 @@ def _feed_forward(config: ModelConfig) -> str:
     if config.encoder_intermediate_size and config.encoder_intermediate_size != config.intermediate_size:
         wide += f" ({config.encoder_intermediate_size:,} in the encoder)"
     return f"{'gated' if gated else 'plain'}, {name}, {wide}, {bias}"
+
+
+def _experts(config: ModelConfig) -> str:
+    """What a mixture has, and what of it a token uses."""
+    if (experts := config.experts) is None:
+        return ""
+    sparse = config.num_hidden_layers - len(set(experts.dense_layers))
+    parts = [
+        f"{experts.num_experts} in {sparse} of {config.num_hidden_layers} layers, {experts.experts_per_token} used per "
+        f"token, each {experts.intermediate_size:,} wide"
+    ]
+    if experts.shared_intermediate_size:
+        parts.append(f"a shared one {experts.shared_intermediate_size:,} wide")
+    if experts.beside_dense:
+        parts.append("beside the feed-forward network")
+    parts.append(f"a {experts.router} router".replace("_", " "))
+    active, total = active_parameters(config), parameters(config)
+    return f"{', '.join(parts)}; {active:,} of {total:,} parameters active per token"
 
 
 def _logits(config: ModelConfig) -> str:

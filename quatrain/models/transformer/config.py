@@ -715,7 +715,8 @@ class ModelConfig:
     def replace(self, **changes: Any) -> ModelConfig:
         """A copy with some fields changed. A new number of layers keeps the layer type if all layers share one."""
         if "num_hidden_layers" in changes and len(set(self.layer_types)) == 1:
-            same = self.layer_types[:1] * changes["num_hidden_layers"] if self.recurs else ()
+            windows = self.sliding_window is not None and "sliding_window" not in changes
+            same = self.layer_types[:1] * changes["num_hidden_layers"] if self.recurs or windows else ()
             changes.setdefault("layer_types", same)
         if "num_hidden_layers" in changes and len(set(self.blocks)) == 1:
             changes.setdefault("blocks", (0,) * changes["num_hidden_layers"])
