@@ -84,7 +84,7 @@ class PatchEmbedding(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Raises InputError for another shape, another number of channels, and pictures smaller than a patch."""
         grid = self.grid_of(features)
-        vectors = self.projection(features).flatten(2).transpose(1, 2)
+        vectors = self.projection(features.to(self.projection.weight.dtype)).flatten(2).transpose(1, 2)
         tokens: list[Tensor] = [token for token in (self.class_token, self.distillation_token) if token is not None]
         if tokens:
             first = torch.stack(tokens).to(vectors.dtype).expand(len(vectors), -1, -1)

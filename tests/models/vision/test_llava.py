@@ -245,3 +245,12 @@ def test_a_model_of_texts_says_that_it_sees_nothing() -> None:
     engine = Engine(Model(config).initialize(0))
     with pytest.raises(InputError, match="reads text alone, and cannot see a picture"):
         engine.with_pictures([IMAGE], [np.zeros((4, 4, 3), np.uint8)])
+
+
+def test_a_model_in_bfloat16_reads_pictures_in_float32(folders: dict[str, tuple[Any, Path]]) -> None:
+    exact, model = (model_folder.load(folders["clip"][1], dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    ids, pictures = inputs(9)
+    vectors = model.vectors_of(pictures)
+    assert vectors.dtype == torch.bfloat16
+    torch.testing.assert_close(vectors.float(), exact.vectors_of(pictures), atol=0.3, rtol=0.1)
+    assert torch.isfinite(model(ids, features=pictures)[0]).all()
