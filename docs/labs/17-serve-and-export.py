@@ -13,6 +13,7 @@
 
 # %%
 import json
+import shutil
 import struct
 import threading
 import time
@@ -74,6 +75,7 @@ check(1, [q8, q4, seven], [8.5, 4.5, 3.9375], hint="(32 · 8 + 16) / 32; (32 · 
 from quatrain.export.exporter import ExportSettings, export
 
 sizes = {}
+shutil.rmtree("files", ignore_errors=True)  # of an earlier run of this lab
 for format in at_size(("F32", "F16", "Q8_0", "Q5_0", "Q4_0"), ("F16", "Q4_0")):
     done = export("runs/served/model", "gguf", f"files/{format}", ExportSettings(format=format))
     path = Path(next(file for file in done.files if str(file).endswith(".gguf")))
