@@ -53,6 +53,7 @@ ELSEWHERE = {
     r"quatrain prune .* --method \S+ --method\b": ("tests/compression/test_pruning.py", '"--method", "wanda"'),
     r"quatrain prompt (compare|search)\b": ("tests/cli/test_prompt.py", '"search"'),
     r"quatrain plan .*--verify\b": ("tests/planning/test_parallelism.py", "verify"),
+    r"quatrain evaluate .*memorization:": ("tests/evaluation/test_safety.py", 'suite_class("memorization")'),
     r"quatrain evaluate --passport\b": ("tests/evaluation/test_suites.py", '"--passport"'),
     r"quatrain agent run .*--tool .?mcp=": ("tests/agents/test_mcp.py", "mcp="),
     r"quatrain (predict|chat) \S*picture-qa": ("tests/runs/test_vision_language.py", "picture-qa"),
