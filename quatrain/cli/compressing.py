@@ -76,10 +76,10 @@ def write(model: Model, tokenizer: Any, out: Path) -> None:
 def present(models: Sequence[tuple[str, Model]], texts: Texts, *, out: Path | None, json_lines: bool) -> None:
     """Measures the models, the first of which is the one before, and shows the table; the bad news comes first."""
     from quatrain.cli.output import show, show_json, show_marked, show_table
-    from quatrain.evaluation.compression import COLUMNS, side_by_side, verdict
+    from quatrain.evaluation.compression import COLUMNS, side_by_side, slower, verdict
 
     found = side_by_side(models, texts.tokens, context=texts.context)
-    lines = list(verdict(found[0], found[1])) if len(found) == 2 else []
+    lines = list(verdict(found[0], found[1])) if len(found) == 2 else list(slower(found))
     if json_lines:
         written = None if out is None else str(out)
         show_json({"out": written, "verdict": lines, "models": [each.as_dict() for each in found]})

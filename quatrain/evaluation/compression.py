@@ -182,13 +182,19 @@ def _rates(engines: Sequence[Engine], prompt: list[int]) -> list[float]:
     return best
 
 
+def slower(found: Sequence[Footprint]) -> Iterator[str]:
+    """A line for each model that generates more slowly than the first."""
+    for each in found[1:]:
+        if found[0].tokens_per_second and each.tokens_per_second:
+            ratio = each.tokens_per_second / found[0].tokens_per_second
+            if ratio < SLOWER:
+                yield f"SLOWER: {each.name} generates {ratio:.2f} times the tokens per second of {found[0].name} here."
+
+
 def verdict(before: Footprint, after: Footprint) -> Iterator[str]:
     """What the second model gains and loses against the first; a loss of speed or no smaller size comes first."""
     smaller = f"{format_bytes(before.bytes)} became {format_bytes(after.bytes)}"
-    if before.tokens_per_second and after.tokens_per_second:
-        ratio = after.tokens_per_second / before.tokens_per_second
-        if ratio < SLOWER:
-            yield f"SLOWER: {after.name} generates {ratio:.2f} times the tokens per second of {before.name} here."
+    yield from slower([before, after])
     if after.bytes >= before.bytes:
         what = f"no smaller: {smaller}"
         if after.zeros > before.zeros:

@@ -18,6 +18,7 @@ from quatrain.compression.gptq import DAMPING, gptq, gptq_codes
 from quatrain.compression.int4 import Int4Linear
 from quatrain.compression.int8 import Int8Linear, integer_matmul, quantize_tokens
 from quatrain.core.errors import InputError
+from quatrain.evaluation.compression import Footprint, slower, verdict
 from quatrain.loading.model import load_model
 from quatrain.models.io import model_folder
 
@@ -209,3 +210,11 @@ def test_fp8_products_are_their_formula_and_only_taken_where_there_are_some(monk
     assert torch.isfinite(found).all()
     narrow = FP8Linear.from_linear(nn.Linear(24, 48, bias=False))
     assert narrow(torch.ones(1, 24)).shape == (1, 48)  # sizes that the products do not take
+
+
+def test_what_is_slower_is_said_first() -> None:
+    found = [Footprint(name, 10, 0.0, size, 5.0, speed) for name, size, speed in
+             (("before", 40, 100.0), ("int8", 10, 99.0), ("int4", 5, 60.0))]  # fmt: skip
+    assert list(slower(found)) == ["SLOWER: int4 generates 0.60 times the tokens per second of before here."]
+    assert next(verdict(found[0], found[2])).startswith("SLOWER: int4")
+    assert not any("SLOWER" in line for line in verdict(found[0], found[1]))
