@@ -108,8 +108,8 @@ def write(source: Source, out: Path, settings: ExportSettings) -> Written:
 
 
 def _past(config: ModelConfig, batch: int, length: int) -> list[Tensor]:
-    shape = (batch, config.num_key_value_heads, length, config.head_dim)
-    return [torch.zeros(shape) for _ in range(2 * config.num_hidden_layers)]
+    shapes = [config.cache_shape(layer) for layer in range(config.num_hidden_layers)]
+    return [torch.zeros(batch, heads, length, width) for heads, *widths in shapes for width in widths]
 
 
 @contextlib.contextmanager

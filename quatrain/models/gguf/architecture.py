@@ -132,6 +132,8 @@ class Architecture:
         found = [] if config.activation in self.activations else [
             f"activation {config.activation}: llama.cpp computes {' or '.join(self.activations)} for {self.name}"
         ]  # fmt: skip
+        if config.cross_attention:
+            found.append("cross_attention: llama.cpp has no encoder for this decoder")
         if config.head not in self.heads:
             found.append(f"head {config.head}: llama.cpp has {', '.join(self.heads)} for {self.name}")
         if config.rope_scaling is not None and config.rope_scaling.kind not in SCALINGS:

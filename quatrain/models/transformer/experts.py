@@ -82,7 +82,7 @@ class Router(nn.Module):
         if isinstance(self.e_score_correction_bias, Tensor):
             choice = choice + self.e_score_correction_bias
         if config.groups > 1:
-            in_groups = choice.view(len(choice), config.groups, -1)
+            in_groups = choice.unflatten(-1, (config.groups, -1))
             best = in_groups.topk(2, dim=-1).values.sum(-1).topk(config.groups_per_token, dim=-1, sorted=False).indices
             allowed = torch.zeros_like(in_groups[..., 0], dtype=torch.bool).scatter_(1, best, True)
             choice = in_groups.masked_fill(~allowed[..., None], float("-inf")).flatten(1)

@@ -70,7 +70,9 @@ class LatentAttention(Attention):
             stored, key = context.cache.append(self.layer, stored, key)
         mask = context.masks[self.kind]
         recorded = None if context.trace is None else context.trace.attentions
-        absorbs = context.cache is not None and x.shape[1] <= ABSORBED_TOKENS and type(self.kv_b_proj) is nn.Linear
+        absorbs = context.cache is not None and type(self.kv_b_proj) is nn.Linear
+        # A graph that is exported has one way for every number of tokens.
+        absorbs = absorbs and not torch.compiler.is_exporting() and x.shape[1] <= ABSORBED_TOKENS
         if absorbs and recorded is None and self.softcap is None:
             return self.o_proj(self._absorbed(plain, rotated, stored[:, 0], key[:, 0], mask))
         expanded = self.kv_b_proj(stored[:, 0]).view(*stored[:, 0].shape[:2], self.num_heads, -1).transpose(1, 2)
