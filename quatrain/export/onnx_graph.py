@@ -88,8 +88,11 @@ def run_stack(
     context.query_scale = query_scale(config, positions, 0, x)
     if stack.distances is not None:
         context.distances = stack.distances.norm(stack.distances.embedding.weight), stack.distances.rows(-distance)
-    for layer in stack.passes():
+    start = x
+    for number, layer in enumerate(stack.passes()):
         x = layer(x, context)
+        if number == 0 and stack.neighbours is not None:
+            x = stack.neighbours(start, x, mask)
     x = x if stack.norm is None else stack.norm(x)
     return x if stack.project_out is None else stack.project_out(x)
 

@@ -8,6 +8,7 @@ from tiny_configs import tiny
 from quatrain.adapters import prompts
 from quatrain.core.atomic import write_json
 from quatrain.core.errors import InputError
+from quatrain.evaluation.inspection.induction import copying_scores
 from quatrain.models.families import get_family
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.kv_cache import KVCache
@@ -69,6 +70,15 @@ def test_a_vocabulary_grows_with_the_second_embeddings(model, tmp_path):
     assert after.shape[-1] == 35 and after.isfinite().all()
     model_folder.save(model, tmp_path)
     assert model_folder.load(tmp_path).config.layer_vocab_size == 35
+
+
+def test_copying_scores_read_the_values_that_a_layer_uses(model):
+    scores = copying_scores(model)
+    assert scores.shape == (4, 2) and scores.abs().max() <= 1 + 1e-6
+    with torch.no_grad():
+        model.layers[0].self_attn.v_proj.weight.mul_(-1)
+    changed = copying_scores(model)
+    assert torch.allclose(changed[2], -scores[2]) and torch.equal(changed[3], scores[3])
 
 
 def test_soft_prompts_are_refused_by_name():

@@ -101,12 +101,14 @@ def copying_scores(model: Model) -> Tensor:
     projected_in = None if model.project_in is None else _matrix(model.project_in)
     projected_out = None if model.project_out is None else _matrix(model.project_out)
     scores = []
-    for layer in model.layers:
+    for place, layer in enumerate(model.layers):
         attention: Any = layer.self_attn
         if not isinstance(attention, Attention):
             continue
         into = _norm_scale(getattr(layer, "input_layernorm", None), attention.q_proj.in_features)
-        values = _matrix(attention.v_proj).view(attention.num_kv_heads, attention.head_dim, -1)
+        source: Any = model.layers[getattr(attention, "source", place)].self_attn  # It may use another layer's values.
+        projection = source.k_proj if source.v_proj is None else source.v_proj
+        values = _matrix(projection).view(attention.num_kv_heads, attention.head_dim, -1)
         outputs = _matrix(attention.o_proj).view(-1, attention.num_heads, attention.head_dim)
         own = []
         for number in range(attention.num_heads):
