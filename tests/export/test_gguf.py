@@ -21,6 +21,7 @@ from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.loading.model import load_model
 from quatrain.models.families import get_family
 from quatrain.models.families.fresh import fresh_config
+from quatrain.models.gguf.architectures import architecture_of
 from quatrain.models.io import model_folder
 from quatrain.tokenizers.tokenizer import Tokenizer
 
@@ -287,6 +288,14 @@ def test_what_llama_cpp_cannot_compute_is_refused_before_anything_is_written(tok
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
     done = export(folder, "gguf", tmp_path / "out", ExportSettings(context=5))
     assert GgufFile(done.files[0]).metadata["llama.context_length"] == 5
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"), [("opt", "llama.cpp does not compute it"), ("gemma4_text", "has gemma4")]
+)
+def test_families_without_files_are_refused_with_the_reason(family, reason):
+    with pytest.raises(InputError, match=reason):
+        architecture_of(family)
 
 
 def test_a_file_that_computes_something_else_is_refused(tokenizer, tmp_path, monkeypatch):

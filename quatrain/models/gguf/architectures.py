@@ -22,15 +22,23 @@ ARCHITECTURES = (*DECODERS, *MIXTURES, *RECURRENT, *ENCODERS)
 """What llama.cpp and this package both know."""
 
 
+LATER = {"gemma4_text": "gemma4"}
+"""Families that llama.cpp knows and this package does not write yet, and its names for them."""
+
+
 @cache
 def _by_family() -> dict[str, Architecture]:
     return {family: each for each in ARCHITECTURES for family in each.families}
 
 
 def architecture_of(family: str) -> Architecture:
-    """The architecture of a family. Raises InputError, with the families that llama.cpp knows, for another."""
+    """The architecture of a family. Raises InputError, with the families that have one, for another."""
     if family not in _by_family():
-        raise InputError(f"llama.cpp has no architecture for {family}; it has one for: {', '.join(_by_family())}.")
+        raise InputError(
+            f"{family}: there are no GGUF files of this family here"
+            + (f", though llama.cpp has {LATER[family]}" if family in LATER else ", and llama.cpp does not compute it")
+            + f"; there are of: {', '.join(_by_family())}. For other programs, use --to hf."
+        )
     return _by_family()[family]
 
 
