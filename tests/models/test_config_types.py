@@ -75,6 +75,8 @@ def settle(config: dict[str, Any], head: str | None = None) -> ModelConfig | Non
         tower = found if found.image_tower is None else found.image_tower
         if (frontend := tower.frontend) is not None:
             text = None if tower is found else torch.full((1, 1), model.config.eos_token_id)
+            if found.architecture == "decoder" and tower is found:
+                text = torch.full((1, frontend.num_vectors), frontend.token_id)
             with torch.inference_mode():
                 model(text, features=torch.zeros(1, *frontend.input_shape), decoder_input_ids=said)
             return found

@@ -32,6 +32,11 @@ TINY["encoder-decoder"] = {
     "decoder": {"model_type": "gpt2", "vocab_size": 32, **TINY["gpt2"], "add_cross_attention": True},
     "decoder_start_token_id": 1, "pad_token_id": 0,
 }  # fmt: skip
+TINY["llava"] = {
+    "text_config": {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
+                    "num_attention_heads": 2, "max_position_embeddings": 64},
+    "vision_config": TINY["clip_vision_model"], "image_token_index": 31,
+}  # fmt: skip
 TINY["deit"] = TINY["ijepa"] = TINY["vit"]
 TINY["deberta-v2"] = {
     "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -65,7 +70,7 @@ MORE_GROUPED += ("ministral", "ministral3", "gemma4_text")
 
 def tiny(name: str) -> dict[str, Any]:
     config = {"model_type": name, "vocab_size": 32, **TINY.get(name, USUAL)}
-    if name in ("vit", "deit", "ijepa", "clip_vision_model", "clip", "encoder-decoder"):
+    if name in ("vit", "deit", "ijepa", "clip_vision_model", "clip", "llava", "encoder-decoder"):
         del config["vocab_size"]
     config |= EXPERTS.get(name, {})
     if name in (*GROUPED, *MORE_GROUPED):

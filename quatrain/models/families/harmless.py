@@ -30,6 +30,8 @@ REASONS: Mapping[str, tuple[str, ...]] = {
         "use_cache",
     ),
     "an option of a decoder that paints pictures, which is not part of the model": ("encoder_stride",),
+    "the decoder of a model that reads pictures says it in its own configuration": ("vocab_size",),
+    "the label that the loss of transformers leaves out, which here is always -100": ("ignore_index",),
     "splits a matrix product into slices whose sum is the same": ("pretraining_tp",),
     "layers that predict further tokens are kept and written back, and not used": (
         "num_mtp_layers", "num_nextn_predict_layers",

@@ -57,9 +57,10 @@ def _join(parts: Mapping[str, ModelConfig], raw: Mapping[str, Any]) -> dict[str,
         known = ", ".join((*ACTIVATIONS, LINEAR))
         raise InputError(f"projector_hidden_act: {format_value(activation)}; must be one of {known}")
     layer = raw.get("vision_feature_layer")
+    tokens = (raw.get(key) for key in ("image_token_index", "image_token_id"))
     frontend = PictureTokens(
         tower=tower,
-        token_id=raw.get("image_token_index", raw.get("image_token_id", 32000)),
+        token_id=next((token for token in tokens if token is not None), 32000),
         layer=-2 if layer is None else layer,
         selection=raw.get("vision_feature_select_strategy") or "default",
         projector="linear" if activation == LINEAR else "mlp",
@@ -67,9 +68,10 @@ def _join(parts: Mapping[str, ModelConfig], raw: Mapping[str, Any]) -> dict[str,
         bias=raw.get("multimodal_projector_bias") is not False,
         decoder_family=text.family,
     )
-    if frontend.token_id >= text.vocab_size:
+    if not 0 <= frontend.token_id < text.vocab_size:
         raise InputError(
-            f"image_token_index: {frontend.token_id}; must be below the decoder's vocab_size ({text.vocab_size})"
+            f"image_token_index: {frontend.token_id}; must be from 0, and must be below the decoder's vocab_size "
+            f"({text.vocab_size})"
         )
     outer = {key: raw.get(key) for key in COMMON_KEYS[1:] if getattr(text, key) is None}
     return {
