@@ -196,12 +196,11 @@ SEND = """([name, type, data, kind]) => {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1280, 900, 390])
-def test_the_page_takes_pictures_by_button_paste_and_drop(browser: Any, server: Server, width: int) -> None:
+def test_the_page_takes_pictures_by_button_paste_and_drop(browser: Any, server: Server) -> None:
     from playwright.sync_api import expect
 
     errors: list[str] = []
-    page = browser.new_context(viewport={"width": width, "height": 800}).new_page()
+    page = browser.new_context(viewport={"width": 390, "height": 800}).new_page()
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: message.type == "error" and errors.append(message.text))
     page.goto(server.address)
@@ -232,7 +231,9 @@ def test_the_page_takes_pictures_by_button_paste_and_drop(browser: Any, server: 
     expect(shown).to_have_count(2)
     assert shown.first.evaluate("image => image.naturalWidth") == 30
     expect(page.locator(".message.assistant .failed")).to_have_count(0)
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for width in (390, 900, 1280):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.reload()
     expect(shown).to_have_count(2)
     page.select_option("#model", "blind")
