@@ -32,6 +32,7 @@ QUICK = {
     "recurrence.py": ["--families", "mamba2"],
     "experts.py": ["--families", "qwen3_moe"],
     "families.py": ["--families", "llama", "--dtypes", "bfloat16"],
+    "modalities.py": ["--models", "vit", "whisper"],
     "load_memory.py": [],
     "trainer.py": [],
     "grpo.py": [],
