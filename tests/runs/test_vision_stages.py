@@ -191,7 +191,7 @@ def test_shorter_captions_belong_to_every_picture_of_which_they_are_true() -> No
 
     pictures = [shapes.draw_picture((0, 0, number), shapes.PAIRS) for number in range(40)]
     tokenizer = Tokenizer.train([each.caption for each in pictures], kind="word", vocab_size=99, eos="<|endoftext|>")
-    objective = ImageText(ImageTextProcessor(ImageProcessor.of(32), tokenizer), length=16, augment=["flip"])
+    objective = ImageText(ImageTextProcessor(ImageProcessor.of(32), tokenizer), length=16, augment=["flip"], short=0.5)
     plain = objective.collate(pictures).labels
     said = [picture.caption for picture in pictures]
     assert plain.tolist() == [[float(one == other) for other in said] for one in said]

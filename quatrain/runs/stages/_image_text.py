@@ -68,7 +68,8 @@ def setup(settings: ImageTextStage, context: StageContext, pictures: PictureSet)
         model, loaded = load_model(folder)
         processor = ImageTextProcessor(ImageProcessor.load(folder), loaded)
     model = with_dropout(model, settings.train.dropout)
-    objective = ImageText(processor, length=model.config.context_length, augment=settings.augment)
+    objective = ImageText(processor, length=model.config.context_length, augment=settings.augment,
+                          short=settings.short_captions)  # fmt: skip
     learned, held = split(pictures.train, settings.validation, context.seed)
     stream, steps = example_stream(settings, context, learned)
     vectors = model.config.max_position_embeddings

@@ -28,6 +28,9 @@ class ImageTextStage(StageSettings):
     patch_size: int = Field(default=4, ge=1, le=1024)
     text_layers: int = Field(default=2, ge=1, le=200)
     projection: int = Field(default=64, ge=1, le=100_000, description="width of the vectors that are compared")
+    short_captions: float = Field(
+        default=0.0, ge=0, le=1, description="share of pictures with a caption that says less"
+    )
     augment: Listing[Literal["flip", "shift", "brightness", "erase"]] = ()
     validation: float = Field(default=0.05, ge=0, lt=1)
     train: TrainSettings

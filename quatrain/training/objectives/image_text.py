@@ -26,14 +26,14 @@ ROWS = 256
 class ImageText:
     """Pictures with captions. All pictures of which a caption is true belong to it: none is a wrong answer.
 
-    Half the time a picture comes with one of its further captions, which say less of it: what a word means shows best
-    where the others are missing. `augment` names augmentations. Both are drawn from the seeds that `collate` gets.
+    `short` is the share of pictures that come with one of their further captions, which say less of them. `augment`
+    names augmentations. Both are drawn from the seeds that `collate` gets.
     """
 
     draws = True
 
-    def __init__(self, processor: ImageTextProcessor, *, length: int, augment: Sequence[str] = ()):
-        self.processor, self.length, self.augment = processor, length, tuple(augment)
+    def __init__(self, processor: ImageTextProcessor, *, length: int, augment: Sequence[str] = (), short: float = 0.0):
+        self.processor, self.length, self.augment, self.short = processor, length, tuple(augment), short
         self.prepared = PreparedPictures(processor.images)
 
     def collate(self, examples: Sequence[Picture], seed: Seeds | None = None) -> TokenBatch:
@@ -42,7 +42,7 @@ class ImageText:
         said = [picture.caption for picture in examples]
         if seed is not None:
             draws = generators(seed, len(examples))
-            said = [_drawn(picture, draw) for picture, draw in zip(examples, draws, strict=True)]
+            said = [_drawn(picture, self.short, draw) for picture, draw in zip(examples, draws, strict=True)]
             pixels = [augmented(each, self.augment, draw) for each, draw in zip(pixels, draws, strict=True)]
         ids, mask = map(torch.from_numpy, self.processor.ids(said, self.length))
         true = [{picture.caption, *picture.captions} for picture in examples]
@@ -66,9 +66,9 @@ class ImageText:
         return loss.sum(), len(batch.labels), {"accuracy": batch.labels.gather(1, best).sum()}
 
 
-def _drawn(picture: Picture, draw: np.random.Generator) -> str:
-    """The caption of a picture, or half the time one of its further captions."""
-    if not picture.captions or draw.random() < 0.5:
+def _drawn(picture: Picture, short: float, draw: np.random.Generator) -> str:
+    """The caption of a picture, or in a share `short` one of its further captions."""
+    if not picture.captions or draw.random() >= short:
         return picture.caption
     return picture.captions[int(draw.integers(len(picture.captions)))]
 
