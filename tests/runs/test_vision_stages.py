@@ -52,7 +52,8 @@ def small_images(folder: Path, *more: str) -> list[str]:
 
 
 def test_a_folder_of_classes_becomes_a_classifier(folder: Path, tmp_path: Path) -> None:
-    done = run("images", "vision", tmp_path, *small_images(folder), "stage.vision.train.steps=30")
+    sizes = small_images(folder, "stage.vision.patch_size=[4,6]")
+    done = run("images", "vision", tmp_path, *sizes, "stage.vision.train.steps=30")
     (scores,) = done.results[-1]["scores"].values()
     assert list(scores) == ["accuracy", "f1_macro", "count"] and scores["accuracy"] == 1.0 and scores["count"] == 4
     assert done.results[-1]["baselines"][folder.name]["accuracy"] == 0.5
@@ -120,6 +121,7 @@ def test_predict_names_pictures_and_refuses_the_rest(
         ("images", ["model.family=llama"], "family"),
         ("images", ["stage.vision.teacher=runs/digits/model"], "teacher"),
         ("images", ["stage.vision.augment=[\"spin\"]"], "augment"),
+        ("digits", ["stage.vision.patch_size=[5,2]"], "5 x 2"),
         ("clip-shapes", ["model.family=vit"], "family"),
         ("clip-shapes", ["stage.image-text.patch_size=5"], "image_size"),
     ],

@@ -68,8 +68,10 @@ def setup(settings: ImageTextStage, context: StageContext, pictures: PictureSet)
         model, loaded = load_model(folder)
         processor = ImageTextProcessor(ImageProcessor.load(folder), loaded)
     model = with_dropout(model, settings.train.dropout)
-    objective = ImageText(processor, length=model.config.context_length, augment=settings.augment,
-                          short=settings.short_captions)  # fmt: skip
+    objective = ImageText(
+        processor, length=model.config.context_length, augment=settings.augment, short=settings.short_captions,
+        largest_scale=settings.largest_scale,
+    )  # fmt: skip
     learned, held = split(pictures.train, settings.validation, context.seed)
     stream, steps = example_stream(settings, context, learned)
     vectors = model.config.max_position_embeddings

@@ -112,7 +112,9 @@ def read_family(folder: Path) -> str | None:
     return read_config(folder).get("model_type")
 
 
-def vision_config(settings: ModelSettings, image_size: int, patch_size: int, labels: Sequence[str]) -> Any:
+def vision_config(
+    settings: ModelSettings, image_size: int, patch_size: int | Sequence[int], labels: Sequence[str]
+) -> Any:
     """The configuration of a new vision model with the sizes of a recipe."""
     raw = {
         "model_type": settings.family,
@@ -121,7 +123,7 @@ def vision_config(settings: ModelSettings, image_size: int, patch_size: int, lab
         "num_attention_heads": settings.num_attention_heads,
         "intermediate_size": settings.resolved_intermediate_size,
         "image_size": image_size,
-        "patch_size": patch_size,
+        "patch_size": patch_size if isinstance(patch_size, int) else list(patch_size),
         "id2label": {str(number): label for number, label in enumerate(labels)},
     }
     return get_family(settings.family).from_hf(raw, head=HEADS.get(settings.family, "image_classification"))

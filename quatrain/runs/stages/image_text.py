@@ -31,6 +31,7 @@ class ImageTextStage(StageSettings):
     short_captions: float = Field(
         default=0.0, ge=0, le=1, description="share of pictures with a caption that says less"
     )
+    largest_scale: float = Field(default=100, ge=1, le=100, description="limit of the learned factor of similarities")
     augment: Listing[Literal["flip", "shift", "brightness", "erase"]] = ()
     validation: float = Field(default=0.05, ge=0, lt=1)
     train: TrainSettings

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, Strict
 
 from quatrain.core.settings import Listing, Problem
 from quatrain.runs.settings import RecipeSettings, StageSettings
@@ -16,10 +16,15 @@ CLASSIFIERS = ("vit", "deit", "ijepa")
 """The families that learn the classes of pictures."""
 
 
-def picture_problems(image_size: int, patch_size: int, train: TrainSettings) -> Iterator[Problem]:
+Side = Annotated[int, Field(ge=1, le=1024)]
+
+
+def picture_problems(image_size: int, patch_size: int | tuple[int, int], train: TrainSettings) -> Iterator[Problem]:
     """What is wrong with the sizes and the training of a stage that reads pictures."""
-    if image_size % patch_size:
-        text = f"{image_size}; must be a multiple of patch_size ({patch_size}), or pixels are not seen"
+    sides = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+    if any(image_size % side for side in sides):
+        shown = " x ".join(map(str, dict.fromkeys(sides)))
+        text = f"{image_size}; must be a multiple of patch_size ({shown}), or pixels are not seen"
         yield Problem(("image_size",), text, (("patch_size",),))
     if train.packing:
         yield Problem(("train", "packing"), "true; pictures are not packed: leave it out")
@@ -30,7 +35,8 @@ class VisionStage(StageSettings):
 
     `images` is a set of the package (`digits`, `spoken-digits`), a folder with a subfolder of pictures for each class,
     or several joined by " + ". `image_size` is the side of a prepared picture; a model that was made for another one
-    gets interpolated positions. `teacher` is a model folder whose classes a model with a distillation token (family =
+    gets interpolated positions. `patch_size` is the side of a patch, or its height and width: a column of a spectrogram
+    is a moment. `teacher` is a model folder whose classes a model with a distillation token (family =
     "deit") learns beside the labels. `validation` is the share of the training pictures that validations measure.
     """
 
@@ -38,7 +44,7 @@ class VisionStage(StageSettings):
     batches_of_tokens: ClassVar[bool] = False
     images: str = Field(min_length=1)
     image_size: int = Field(default=32, ge=1, le=4096)
-    patch_size: int = Field(default=4, ge=1, le=1024)
+    patch_size: Side | Annotated[tuple[Side, Side], Strict(False)] = 4
     augment: Listing[Literal["flip", "shift", "brightness", "erase"]] = ()
     teacher: str | None = Field(default=None, min_length=1)
     validation: float = Field(default=0.1, ge=0, lt=1)

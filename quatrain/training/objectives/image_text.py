@@ -17,7 +17,7 @@ from quatrain.data.pictures import Picture
 from quatrain.training.objectives.base import Loss, Seeds, check_head, generators
 from quatrain.training.objectives.images import PreparedPictures
 
-LARGEST_LOG_SCALE = math.log(100)
+LARGEST_SCALE = 100.0
 """CLIP's limit of the factor of similarities."""
 ROWS = 256
 """Pictures or texts that are embedded at once."""
@@ -27,13 +27,23 @@ class ImageText:
     """Pictures with captions. All pictures of which a caption is true belong to it: none is a wrong answer.
 
     `short` is the share of pictures that come with one of their further captions, which say less of them. `augment`
-    names augmentations. Both are drawn from the seeds that `collate` gets.
+    names augmentations. Both are drawn from the seeds that `collate` gets. `largest_scale` limits the learned factor
+    of the similarities: a small one forces captions apart in more directions, each of a word.
     """
 
     draws = True
 
-    def __init__(self, processor: ImageTextProcessor, *, length: int, augment: Sequence[str] = (), short: float = 0.0):
+    def __init__(
+        self,
+        processor: ImageTextProcessor,
+        *,
+        length: int,
+        augment: Sequence[str] = (),
+        short: float = 0.0,
+        largest_scale: float = LARGEST_SCALE,
+    ):
         self.processor, self.length, self.augment, self.short = processor, length, tuple(augment), short
+        self.largest_log_scale = math.log(largest_scale)
         self.prepared = PreparedPictures(processor.images)
 
     def collate(self, examples: Sequence[Picture], seed: Seeds | None = None) -> TokenBatch:
@@ -60,7 +70,7 @@ class ImageText:
         check_head(model, "contrastive")
         with torch.no_grad():
             scale = getattr(model, "module", model).log_scale
-            scale.clamp_(max=LARGEST_LOG_SCALE)
+            scale.clamp_(max=self.largest_log_scale)
         logits, loss = model(labels=batch.labels, **batch.inputs)
         best = logits.detach().argmax(1, keepdim=True)
         return loss.sum(), len(batch.labels), {"accuracy": batch.labels.gather(1, best).sum()}
