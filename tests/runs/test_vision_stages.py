@@ -16,7 +16,7 @@ import quatrain
 from quatrain.core.errors import InputError
 from quatrain.core.progress import SilentReporter
 from quatrain.data.images import to_png
-from quatrain.data.pictures import load_pictures, shapes
+from quatrain.data.pictures import load_pictures, odd_shapes, shapes
 from quatrain.models.io import model_folder
 from quatrain.runs.recipe import load
 from quatrain.runs.runner import Run
@@ -141,6 +141,7 @@ def test_folders_without_two_classes_are_refused(tmp_path: Path) -> None:
 def few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shapes, "TRAIN", 24)
     monkeypatch.setattr(shapes, "HELD", 6)
+    monkeypatch.setattr(odd_shapes, "NUMBER", 12)
 
 
 def test_shapes_hold_out_pairs_of_known_colours_and_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +155,14 @@ def test_shapes_hold_out_pairs_of_known_colours_and_shapes(monkeypatch: pytest.M
         _, _, colour, shape = picture.caption.split()
         answers = {question.text: question.answer for question in picture.questions}
         assert (colour, shape) in seen and answers["what colour is it?"] == colour
+    far = load_pictures("shapes + odd-shapes", 3)
+    odd = far.train[24:]
+    assert len(odd) == 12 and all(picture.caption.split()[2] == "odd" for picture in odd)
+    for picture in odd:  # none has a shade of a named colour, so that no pair that is held out is seen
+        pixels = picture.source.reshape(-1, 3).astype(float)
+        inner = np.median(pixels[np.ptp(pixels - np.median(pixels, 0), 1) > 40], 0) if picture.label != "ring" else None
+        if inner is not None and np.isfinite(inner).all():
+            assert min(np.abs(inner - np.array(colour)).max() for colour in shapes.COLOURS.values()) > 15
     for picture in one.held_out["combinations never seen"]:
         assert tuple(picture.caption.split()[2:]) in shapes.UNSEEN
 

@@ -54,8 +54,13 @@ def caption(size: str, colour: str, shape: str) -> str:
     return f"a {size} {colour} {shape}"
 
 
-def draw_picture(seed: tuple[int, ...], pairs: Sequence[tuple[str, str]]) -> Picture:
-    """A picture of one of these pairs of colour and shape; everything in it follows from `seed`."""
+def draw_picture(
+    seed: tuple[int, ...], pairs: Sequence[tuple[str, str]], *, shade: tuple[int, int, int] | None = None
+) -> Picture:
+    """A picture of one of these pairs of colour and shape; everything in it follows from `seed`.
+
+    `shade` is the red, green and blue of a colour that has no name in `COLOURS`.
+    """
     draw = np.random.default_rng(seed)
     colour, shape = pairs[int(draw.integers(len(pairs)))]
     size = list(SIZES)[draw.integers(len(SIZES))]
@@ -68,7 +73,7 @@ def draw_picture(seed: tuple[int, ...], pairs: Sequence[tuple[str, str]]) -> Pic
         for text, answer, kind in (("what colour is it?", colour, "colour"), ("what shape is it?", shape, "shape"),
                                    ("what size is it?", size, "size"), ("where is it?", side, "position"))
     )  # fmt: skip
-    pixels = _paint(draw, shape, COLOURS[colour], centre, radius)
+    pixels = _paint(draw, shape, COLOURS[colour] if shade is None else shade, centre, radius)
     parts = (f"a {colour} shape", f"a {shape}", f"a {size} shape", f"a {colour} {shape}", f"a {size} {shape}",
              f"a {size} {colour} shape")  # fmt: skip
     whole = caption(size, colour, shape)
