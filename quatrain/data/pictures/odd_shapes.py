@@ -14,7 +14,7 @@ from quatrain.data.pictures import Picture, PictureSet
 from quatrain.data.pictures.shapes import COLOURS, SHAPES, draw_picture
 
 NUMBER = 8_000
-NEAR = 60.0
+NEAR = 80.0
 """How far from each named colour, in red, green and blue: the shades of a colour differ by at most 26."""
 COLOUR = "odd"
 """What captions call such a colour."""
