@@ -32,5 +32,7 @@ def draw_odd(seed: tuple[int, ...]) -> Picture:
     shade = draw.integers(0, 256, 3)
     while np.linalg.norm(named - shade, axis=1).min() < NEAR:
         shade = draw.integers(0, 256, 3)
-    picture = draw_picture(seed, [(COLOUR, shape) for shape in SHAPES], shade=tuple(map(int, shade)))
+    picture = draw_picture(
+        seed, [(COLOUR, shape) for shape in SHAPES], shade=(int(shade[0]), int(shade[1]), int(shade[2]))
+    )
     return replace(picture, place=f"odd-shapes:{seed[-1]}")
