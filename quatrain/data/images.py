@@ -48,16 +48,17 @@ def pillow() -> Any:
 
 
 def read_image(
-    source: Any, name: str | None = None, *, max_pixels: int = MAX_PIXELS, animations: bool = True
+    source: Any, name: str | None = None, *, max_pixels: int | None = None, animations: bool = True
 ) -> Pixels:
     """The pixels (H, W, 3), uint8, of a path, bytes, a `data:` URI, an array or a Pillow image.
 
     Of an animation it is the first frame, unless `animations` are refused. 16 bits become 8; palettes, grey, CMYK and
     other spaces become RGB; transparent pixels are seen over white; a photograph is turned as its camera says. Arrays
     are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), of bytes, or of numbers from 0 to 1. Raises InputError for what is no
-    picture, is broken, truncated or larger than `max_pixels`; `name` is what the message calls it.
+    picture, is broken, truncated or larger than `max_pixels` (MAX_PIXELS if None); `name` is what the message calls it.
     """
-    image, read = pillow(), partial(_of_image, max_pixels=max_pixels, animations=animations)
+    most = MAX_PIXELS if max_pixels is None else max_pixels
+    image, read = pillow(), partial(_of_image, max_pixels=most, animations=animations)
     if isinstance(source, np.ndarray):
         return _of_array(source, name or "the array")
     if isinstance(source, image.Image):

@@ -158,7 +158,7 @@ def test_every_wrong_number_is_told(scaling, told):
 
 def test_unknown_scalings_bases_and_parts_are_refused():
     for wrong, named in [
-        ({"rope_scaling": {"type": "proportional", "factor": 2.0}}, '"proportional"'),
+        ({"rope_scaling": {"type": "stretched", "factor": 2.0}}, '"stretched"'),
         ({"rope_theta": "10000"}, "rope_theta"),
         ({"rope_theta": -1.0}, "rope_theta"),
         ({"partial_rotary_factor": 0.5}, "4 of 8 channels"),

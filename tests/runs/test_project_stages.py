@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -137,7 +138,9 @@ def test_a_server_without_questions(recipe: str, tmp_path: Path) -> None:
     from quatrain.runs.contexts import stage_context
     from quatrain.runs.stages._serve import asked
 
-    parsed = loads(recipe.replace('prompts = ["ab", "b"]', ""))
+    without = re.sub(r"prompts = \[.*\]\n", "", recipe)
+    assert without != recipe
+    parsed = loads(without)
     for name in ("01-scope", "02-plan", "03-tokenizer", "04-pretrain", "05-finetune", "06-export"):
         (tmp_path / "stages" / name).mkdir(parents=True)
         (tmp_path / "stages" / name / "result.json").write_text("{}")

@@ -116,6 +116,7 @@ BY_HAND = {
               "<|im_start|>assistant\n«So.<|im_end|>»\n",
     "alpaca": "Be brief.\n\n### Instruction:\nHi\n\n### Response:\n«Ho<|endoftext|>»\n\n"
               "### Instruction:\nAnd?\n\n### Response:\n«So.<|endoftext|>»\n\n",
+    "llava": "Be brief. USER: Hi ASSISTANT:« Ho<|endoftext|>»USER: And? ASSISTANT:« So.<|endoftext|>»",
     "plain": "Be brief.\n\nUser: Hi\nAssistant:« Ho<|endoftext|>»\nUser: And?\nAssistant:« So.<|endoftext|>»\n",
 }  # fmt: skip
 """What each template makes of one conversation, written by hand; « and » stand around what is learned."""
@@ -176,7 +177,7 @@ def test_the_end_of_the_turn_is_learned_and_stops(pairs: dict[str, Any], name: s
     rendered = render(tokenizer, CONVERSATIONS["system and turns"])
     ends = [rendered.text[start:end] for start, end in rendered.spans]
     last = TEMPLATE_TOKENS[name][-1] if TEMPLATE_TOKENS[name] else "<|endoftext|>"
-    spaced = {"llama-2": (" ", " "), "plain": (" ", "")}.get(name, ("", ""))
+    spaced = {"llama-2": (" ", " "), "plain": (" ", ""), "llava": (" ", "")}.get(name, ("", ""))
     assert ends[0] == f"{spaced[0]}SELECT name\nFROM customers;{spaced[1]}{last}"
     assert len(ends) == 2 and ends[1].endswith(last)
     assert tokenizer.token_to_id(last) in tokenizer.stop_ids

@@ -53,11 +53,14 @@ def positions_without_padding(input_ids: Tensor, pad_token_id: int, segments: Te
 
 
 class Rotary:
-    """Rotary cosines and sines of one base and scaling. The tables are cached and grow on demand."""
+    """Rotary cosines and sines of one base, scaling and head width, by default the config's.
 
-    def __init__(self, config: ModelConfig, theta: float, scaling: RotaryScaling | None, head_dim: int):
+    The tables are cached and grow on demand.
+    """
+
+    def __init__(self, config: ModelConfig, theta: float, scaling: RotaryScaling | None, head_dim: int | None = None):
         self.config, self.theta, self.scaling = config, theta, scaling
-        self.dim = config.rotary_dim or head_dim
+        self.dim = config.rotary_dim or head_dim or config.head_dim
         self._tables: dict[bool, tuple[Tensor, Tensor]] = {}
 
     def at(
