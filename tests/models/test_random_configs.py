@@ -67,6 +67,16 @@ def shapes(draw, case):
     for name in ("sliding_window", "local_attention"):
         if sizes.get(name):
             changes[name] = 2 * draw(st.integers(1, 40))
+    if "num_kv_shared_layers" in sizes:
+        # The last layer attends fully, and a layer that shares keys needs an earlier one of its type
+        count, kinds = changes[names["num_hidden_layers"]], ("full_attention", "sliding_attention")
+        shared = draw(st.integers(0, count - 1))
+        own = [draw(st.sampled_from(kinds)) for _ in range(count - shared - 1)]
+        own.insert(draw(st.integers(0, len(own))) if shared else len(own), "full_attention")
+        sharing = [draw(st.sampled_from(own)) for _ in range(shared - 1)] + ["full_attention"] * (shared > 0)
+        changes |= {"num_kv_shared_layers": shared, "layer_types": own + sharing}
+    if "vocab_size_per_layer_input" in sizes:
+        changes["vocab_size_per_layer_input"] = changes["vocab_size"] + draw(st.integers(0, 20))
     if case.config == "Mamba2Config":
         changes |= {"head_dim": 2 * width, "n_groups": draw(st.sampled_from([1, heads]))}
     if "attention_types" in sizes:

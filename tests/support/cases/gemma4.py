@@ -19,7 +19,7 @@ SIZES = {
 }
 MIXTURE = {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "attention_k_eq_v": True,
            "num_global_key_value_heads": 1, "enable_moe_block": True, "num_experts": 6, "top_k_experts": 2,
-           "moe_intermediate_size": 12, "final_logit_softcapping": 3.0}  # fmt: skip
+           "moe_intermediate_size": 16, "final_logit_softcapping": 3.0}  # fmt: skip
 
 
 def _case(name, head="ForCausalLM", ours=None, **changes):
