@@ -191,7 +191,7 @@ class _Build:
                     self.report.read += 1
                 except InputError as error:
                     self.store.remove(name)
-                    self.report.left_out.append((name, error.message.replace(str(path), "it", 1)))
+                    self.report.left_out.append((name, _reason(error, path)))
                 finally:
                     task.update(number)
 
@@ -239,7 +239,7 @@ class _Build:
                 kept.append(chunk.id)
             except InputError as error:
                 self.store.remove(name)
-                self.report.left_out.append((name, error.message.replace(str(files[name]), "it", 1)))
+                self.report.left_out.append((name, _reason(error, files[name])))
         if kept:
             self.store.set_vectors(space, kept, encoder.encode_prepared(prepared))
             self.report.encoded += len(kept)
@@ -253,6 +253,11 @@ class _Build:
             encoder = kind.fit((text for _, text in self.index.texts()), self.settings.language)
             encoder.save(self.index.folder)
         return encoder
+
+
+def _reason(error: InputError, path: Path) -> str:
+    """Why a file is left out, without its path."""
+    return error.message.replace(str(path), "it", 1).removeprefix("it: ")
 
 
 def _counted(texts: Iterator[tuple[int, str]], task: Any) -> Iterator[str]:

@@ -121,7 +121,7 @@ def test_what_cannot_be_seen_is_named_and_the_rest_is_indexed(
     for report in reports:
         reasons = dict(report.left_out)
         assert set(reasons) == {"cut.png", "text.jpg", "empty.gif", "huge.png"}
-        assert "truncated" in reasons["cut.png"] and "no picture" in reasons["text.jpg"]
+        assert "truncated" in reasons["cut.png"] and reasons["text.jpg"].startswith("is no picture")
         assert "60x50" in reasons["huge.png"]
         assert (report.counts.sources, report.counts.vectors) == (9, 8)
     assert (reports[1].unchanged, reports[1].encoded) == (9, 0)
