@@ -71,9 +71,8 @@ def read_image(
     return _opened(_bytes_of(path), name or str(path), read)
 
 
-def _bytes_of(source: str | Path) -> bytes:
+def _bytes_of(path: Path) -> bytes:
     """The content of a picture's file. Raises InputError for one that is missing, unreadable or too large."""
-    path = user_path(source, "the picture")
     try:
         if path.is_dir():
             raise InputError(f"{path}: is a folder; name a picture")
@@ -100,8 +99,8 @@ class PictureFacts:
 
 def picture_facts(path: str | Path) -> PictureFacts:
     """The facts of a picture; no pixel is decoded. Raises InputError for what is no picture, or too large."""
-    data = _bytes_of(path)
-    return _opened(data, str(path), _facts)
+    path = user_path(path, "the picture")
+    return _opened(_bytes_of(path), str(path), _facts)
 
 
 def _facts(opened: Any, name: str) -> PictureFacts:

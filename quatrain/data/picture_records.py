@@ -13,7 +13,7 @@ import numpy as np
 
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value
-from quatrain.data.pictures import SHARE, Picture, PictureSet, Question
+from quatrain.data.pictures import SHARE, Picture, PictureSet, Question, apart
 from quatrain.data.rows import read_records
 
 SHOWN = 5
@@ -56,8 +56,7 @@ def load_records(path: Path, seed: int = 0) -> PictureSet:
     ]
     order = np.random.default_rng(seed).permutation(len(pictures))
     held = set(order[: max(1, round(len(pictures) * SHARE))].tolist())
-    parts = [[each for place, each in enumerate(pictures) if (place in held) == out] for out in (False, True)]
-    return PictureSet(parts[0], {path.stem: parts[1]})
+    return apart(pictures, held, path.stem)
 
 
 def _questions(row: Mapping[str, Any]) -> Iterator[Question]:

@@ -78,9 +78,9 @@ def source_files(
     path = user_path(source, "the source")
     if not path.exists():
         raise InputError(f"{path} does not exist; give a folder, a file, or a name of the catalog such as medquad")
-    if path.is_file() and (reason := unread(path, modalities)):
-        return str(path), [], [(path.name, reason)]
     if path.is_file():
+        if reason := unread(path, modalities):
+            return str(path), [], [(path.name, reason)]
         return str(path), [(name_of(path, path.parent), path)], []
     found, left = [], []
     for file, reason in files_of(path, modalities):

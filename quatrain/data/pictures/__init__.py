@@ -116,10 +116,13 @@ def _one(name: str, seed: int) -> PictureSet:
         if len(places) < 2:
             raise InputError(f"{path / label}: has {len(places)} picture; must have one to learn from and one held out")
         held |= set(draw.permutation(places)[: max(1, round(len(places) * SHARE))].tolist())
-    return PictureSet(
-        [picture for place, picture in enumerate(pictures) if place not in held],
-        {path.name: [picture for place, picture in enumerate(pictures) if place in held]},
-    )
+    return apart(pictures, held, path.name)
+
+
+def apart(pictures: Sequence[Picture], held: set[int], name: str) -> PictureSet:
+    """The pictures at the places `held` as the set `name` that is held out, the others to learn from."""
+    learned, kept = ([each for place, each in enumerate(pictures) if (place in held) == out] for out in (False, True))
+    return PictureSet(learned, {name: kept})
 
 
 def _of_folder(path: Path) -> list[Picture]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, Strict
@@ -28,6 +29,16 @@ def picture_problems(image_size: int, patch_size: int | tuple[int, int], train: 
         yield Problem(("image_size",), text, (("patch_size",),))
     if train.packing:
         yield Problem(("train", "packing"), "true; pictures are not packed: leave it out")
+
+
+def missing_pictures(images: str, kind: str, is_there: Callable[[Path], bool]) -> Iterator[str]:
+    """The parts of `images` that are no set of the package and not there as `kind`, such as "a folder"."""
+    from quatrain.core.reading import user_path
+    from quatrain.data.pictures import JOINED, names
+
+    for name in (part.strip() for part in images.split(JOINED)):
+        if name not in names() and not is_there(user_path(name, "images")):
+            yield f"images: {name} is neither {kind} nor one of {', '.join(names())}"
 
 
 class VisionStage(StageSettings):
@@ -68,12 +79,7 @@ def conflicts(settings: VisionStage, recipe: RecipeSettings, index: int) -> Iter
 
 def file_problems(settings: VisionStage, recipe: RecipeSettings) -> Iterator[str]:
     """Pictures that are not there."""
-    from quatrain.core.reading import user_path
-    from quatrain.data.pictures import JOINED, names
-
-    for name in (part.strip() for part in settings.images.split(JOINED)):
-        if name not in names() and not user_path(name, "images").is_dir():
-            yield f"images: {name} is neither a folder nor one of {', '.join(names())}"
+    yield from missing_pictures(settings.images, "a folder", Path.is_dir)
 
 
 def teaches(settings: VisionStage) -> Lesson:

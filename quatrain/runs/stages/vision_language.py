@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -10,7 +11,7 @@ from pydantic import Field
 from quatrain.core.settings import Listing, Problem
 from quatrain.runs.settings import RecipeSettings, StageSettings
 from quatrain.runs.stage import Lesson, StageSpec, deferred
-from quatrain.runs.stages.vision import picture_problems
+from quatrain.runs.stages.vision import missing_pictures, picture_problems
 from quatrain.training.settings import TrainSettings
 
 
@@ -49,12 +50,7 @@ class VisionLanguageStage(StageSettings):
 
 def file_problems(settings: VisionLanguageStage, recipe: RecipeSettings) -> Iterator[str]:
     """Pictures that are not there."""
-    from quatrain.core.reading import user_path
-    from quatrain.data.pictures import JOINED, names
-
-    for name in (part.strip() for part in settings.images.split(JOINED)):
-        if name not in names() and not user_path(name, "images").exists():
-            yield f"images: {name} is neither a file of questions nor one of {', '.join(names())}"
+    yield from missing_pictures(settings.images, "a file of questions", Path.exists)
 
 
 def teaches(settings: VisionLanguageStage) -> Lesson:
