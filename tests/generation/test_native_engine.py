@@ -11,6 +11,7 @@ from tiny_models import llama, random_model
 
 from quatrain.compression import methods
 from quatrain.generation.engine import Engine, SamplingParams
+from quatrain.models.kernels import code_cache
 
 pytest.importorskip("numba")
 pytestmark = pytest.mark.xdist_group("native")
@@ -112,6 +113,15 @@ def test_whether_code_is_compiled_is_read_from_the_cache(tmp_path: Path) -> None
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "decode_step.take_part_0123456789abcdef-911.py311.nbi").touch()
     assert said(NUMBA_CACHE_DIR=str(tmp_path)) == "False\n"
+
+
+@pytest.mark.parametrize("version, problem", [("0.61.2", "installed is 0.61.2"), ("0.66.0", None), ("1.0rc1", None)])
+def test_a_numba_whose_llvm_cannot_compile_is_not_imported(
+    version: str, problem: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    found = code_cache.numba_problem.__wrapped__()
+    assert found is None if problem is None else problem in found and "upgrade" in found
 
 
 def test_measured_choice(monkeypatch: pytest.MonkeyPatch) -> None:

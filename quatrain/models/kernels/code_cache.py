@@ -8,15 +8,32 @@ code in its cache: `__pycache__` beside the file, or NUMBA_CACHE_DIR. From there
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
+from functools import cache
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
 _STEP = "decode_step"
 _LARGEST = "take_part"
 """The function that takes nearly all of the time; it is compiled first."""
+OLDEST_NUMBA = (0, 66)
+"""Its LLVM is the first that compiles the step: that of 0.62 to 0.65 rejects it, that of 0.61 ends the process."""
+
+
+@cache
+def numba_problem() -> str | None:
+    """Why Numba cannot compile the step, found without importing it; None if it can."""
+    needed = f"native code needs Numba {'.'.join(map(str, OLDEST_NUMBA))} or later"
+    if importlib.util.find_spec("numba") is None:
+        return f"{needed} (pip install 'quatrain[fast]')"
+    version = importlib.metadata.version("numba")
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_NUMBA:
+        return f"{needed}; installed is {version} (pip install --upgrade 'quatrain[fast]')"
+    return None
 
 
 def fingerprint() -> str:
@@ -36,7 +53,7 @@ def is_compiled() -> bool:
     """Whether native decoding can start without compiling. Imports Numba only if some compiled code exists."""
     if f"{__package__}.{_STEP}" in sys.modules:
         return True
-    if importlib.util.find_spec("numba") is None:
+    if numba_problem() is not None:
         return False
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     places = sorted(Path(chosen).glob("*")) if chosen else [_FOLDER / "__pycache__"]

@@ -10,7 +10,6 @@ every weight once in the bits in which it is stored, and computes attention over
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
 import time
@@ -22,7 +21,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from quatrain.models.kernels.code_cache import is_compiled
+from quatrain.models.kernels.code_cache import is_compiled, numba_problem
 from quatrain.models.kernels.stored import HasStoredWeight, StoredWeight
 from quatrain.models.kernels.threads import StepThreads, step_threads
 from quatrain.models.modules import weights_version
@@ -90,7 +89,7 @@ def rounded_to_int8(weight: Tensor) -> StoredWeight:
 @cache
 def _step_code() -> Any:
     """The compiled step; None without Numba, or where it fails to compile. The first call compiles for some seconds."""
-    if importlib.util.find_spec("numba") is None:
+    if numba_problem() is not None:
         return None
     try:
         from quatrain.models.kernels import decode_step
@@ -149,7 +148,7 @@ def explain(model: Any) -> str | None:
         return "rotary frequencies depend on the length of the text"
     problem = _modules_problem(model)
     if problem is None and _step_code() is None:
-        problem = "Numba is not installed (pip install 'quatrain[fast]') or cannot compile for this processor"
+        problem = numba_problem() or "Numba cannot compile for this processor"
     return problem
 
 

@@ -67,10 +67,8 @@ def _processor_features() -> dict[str, bool]:
 
 
 _FEATURES = _processor_features()
-# LLVM changed the operand types of both instructions over time; 20 and later are tested.
-_KNOWN_LLVM = llvm.llvm_version_info[0] >= 20
-HAS_VNNI = _KNOWN_LLVM and bool(_FEATURES.get("avx512vnni"))
-HAS_BFLOAT16 = _KNOWN_LLVM and bool(_FEATURES.get("avx512bf16"))
+HAS_VNNI = bool(_FEATURES.get("avx512vnni"))
+HAS_BFLOAT16 = bool(_FEATURES.get("avx512bf16"))
 
 
 def _constant(kind: Any, value: float) -> Any:
