@@ -162,7 +162,11 @@ def test_all_benchmarks_in_turn_keep_their_lines_and_make_a_page(tmp_path: Path,
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     every = importlib.import_module("all")
     assert set(every.names()) == {path.stem for path in BENCHMARKS.glob("*.py")} - {"all", "common"}
-    assert set(every.ARGUMENTS) | set(every.WITHOUT_QUICK) <= set(every.names())
+    assert set(every.ARGUMENTS) | set(every.WITHOUT_QUICK) | set(every.BRIEF) <= set(every.names())
+    for name, words in every.BRIEF.items():
+        options = [word for word in words.split() if word.startswith("--")]
+        assert all(f'"{option}"' in (BENCHMARKS / f"{name}.py").read_text() for option in options), name
+        assert every.command_of(name, "brief") == [f"benchmarks/{name}.py", *words.split()]
     folder = tmp_path / "benchmarks"
     folder.mkdir()
     line = (
