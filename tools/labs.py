@@ -207,10 +207,14 @@ def notebook(lab: Lab) -> str:
     extras = f"[{','.join(lab.extras)}]" if lab.extras else ""
     first = (
         "# On a hosted notebook service, or wherever Quatrain is not installed: remove the # of the last line and run\n"
-        f'# this cell first. In a clone of the repository: %pip install -e ".{extras}"\n'
+        f'# this cell first. In docs/labs of a clone of the repository: %pip install -e "../..{extras}"\n'
         f"# %{lab.install}"
     )
-    cells = [nbformat.v4.new_code_cell(first)]
+    style = ", ".join(f'"{key}": {value!r}' for key, value in STYLE.items())
+    cells = [
+        nbformat.v4.new_code_cell(first),
+        nbformat.v4.new_code_cell(f"import matplotlib\n\nmatplotlib.rcParams.update({{{style}}})  # as on the page"),
+    ]
     for cell in lab.cells:
         if cell.kind == "markdown":
             cells.append(nbformat.v4.new_markdown_cell(_for_notebook(cell.source)))

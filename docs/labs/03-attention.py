@@ -156,6 +156,7 @@ packed = torch.tensor([[1] * 4 + [2] * 5 + [0] * 3])  # two texts and three toke
 size, device = 12, torch.device("cpu")
 masks = {
     "causal": torch.ones(size, size, dtype=torch.bool).tril(),
+    # of a model's configuration, a kind of layer, the text of each token, queries, keys, and the place of the first key
     "sliding window of 4": self_attention_mask(windowed, "sliding", None, size, size, 0, device)[0],
     "two texts and padding": self_attention_mask(decoder, "full", packed, size, size, 0, device)[0],
 }
@@ -203,8 +204,6 @@ check(2, window_mask(12, 4), masks["sliding window of 4"], hint="two conditions:
 
 # %%
 config = decoder.replace(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=8, position="none")
-layer = Model(config).initialize(seed=0).layers[0].self_attn
-hidden = torch.randn(1, 6, 32)
 
 
 def by_hand(layer, hidden, heads, kv_heads):
@@ -295,6 +294,9 @@ ax.set(xlabel="step", ylabel="loss in nats", title="The model finds out that the
 ax.legend()
 plt.show()
 # %% [markdown]
+# The first half costs a little more than chance: a token that stood before by accident may be the beginning of the copy, and the model, which does not know how
+# long the first half is, bets on it.
+#
 # A `Trace` records the attention weights of a forward pass: `(B, H, T, S)` for each layer.
 
 # %%
@@ -376,14 +378,20 @@ plt.show()
 R = None  # torch.tensor([[…, …], […, …]])
 angle = 3 * 0.1
 turned = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-check(4, R, turned, hint="sin(a + b) = sin a cos b + cos a sin b, and cos(a + b) = cos a cos b - sin a sin b")
+check(
+    4,
+    R,
+    turned,
+    tolerance=1e-3,
+    hint="sin(a + b) = sin a cos b + cos a sin b, and cos(a + b) = cos a cos b - sin a sin b",
+)
 
 # %% tags=["solution"]
 R = torch.tensor([[math.cos(0.3), math.sin(0.3)], [-math.sin(0.3), math.cos(0.3)]])
 for p in (0, 5, 50):
     pair, later = (torch.tensor([math.sin(0.1 * at), math.cos(0.1 * at)]) for at in (p, p + 3))
     assert torch.allclose(R @ pair, later, atol=1e-5)
-check(4, R, turned, hint="the addition theorems of sine and cosine")
+check(4, R, turned, tolerance=1e-3, hint="the addition theorems of sine and cosine")
 
 # %% [markdown]
 # ### Rotary

@@ -34,14 +34,14 @@ torch.set_printoptions(precision=4, sci_mode=False)
 # Quantize the four weights by hand: give the scale and the four integers.
 
 # %%
-weights = torch.tensor([0.3175, -1.27, 0.025, 0.9])
+weights = torch.tensor([0.3175, -1.27, 0.022, 0.9])
 scale, codes = None, None
-hint = "the largest magnitude is 1.27, so the scale is 1.27 / 127"
-check(1, scale and [scale, *codes], [0.01, 32, -127, 2, 90], hint=hint, tolerance=0.51)
+hint = "the largest magnitude is 1.27, so the scale is 1.27 / 127; divide each weight by it, and round to the nearest integer"
+check(1, scale and [scale, *codes], [0.01, 32, -127, 2, 90], hint=hint, tolerance=1e-3)
 
 # %% tags=["solution"]
 scale = float(weights.abs().max() / 127)  # 0.01
-codes = torch.round(weights / scale).tolist()  # 31.75, -127, 2.5 and 90 are rounded (2.5 to the even 2)
+codes = torch.round(weights / scale).tolist()  # 31.75, -127, 2.2 and 90 are rounded
 check(1, [scale, *codes], [0.01, 32, -127, 2, 90], hint=hint, tolerance=1e-3)
 
 
@@ -228,7 +228,7 @@ texts = [tokenizer.encode(text)[:128] for text in list(task.documents(answers=Tr
 
 @torch.no_grad()
 def loss(model):
-    """Nats a token, on questions and SQL of another seed."""
+    """Nats a token, on texts of the same kind from another seed."""
     total = count = 0
     for ids in texts:
         ids = torch.tensor([ids])
@@ -311,7 +311,7 @@ run = quatrain.run(loads(recipe), reporter=SilentReporter())
 result = run.results[-1]
 for name, scores in result["scores"].items():
     metric, value = next(iter(scores.items()))
-    print(f"{name:28} {100 * value:5.1f} %  {metric.replace('_', ' ')}")
+    print(f"{name:37} {100 * value:5.1f} %  {metric.replace('_', ' ')}")
 
 # %% [markdown]
 # An answer is right if its SQL returns the right rows from the database.

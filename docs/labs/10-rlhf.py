@@ -229,7 +229,7 @@ def reinforce(beta, steps=at_size(120, 2), group=96, value_head=False):
         with torch.no_grad():
             rewards, old, reference = judge(ids), logprobs(policy, ids), logprobs(base, ids)
             kl = ((old - reference) * mask).sum(1)
-            if value_head:
+            if value_head:  # PPO, which comes below: an advantage for each letter
                 advantages = ppo_advantages(
                     rewards, old - reference, mask, head(policy.hidden_states(ids[:, :-1]))[..., 0], beta
                 )
@@ -244,22 +244,13 @@ def reinforce(beta, steps=at_size(120, 2), group=96, value_head=False):
             penalty = 0.0 if value_head else beta * away
             loss = -((gain - penalty) * mask).sum() / mask.sum()
             if value_head:
-                returns = advantages_to_returns(advantages, rewards, mask)
-                loss = (
-                    loss
-                    + 0.1
-                    * ((head(policy.hidden_states(ids[:, :-1]))[..., 0] - returns).pow(2) * mask).sum()
-                    / mask.sum()
-                )
+                # The value head shall predict the reward that a name ends with.
+                wrong = head(policy.hidden_states(ids[:, :-1]))[..., 0] - rewards[:, None]
+                loss = loss + 0.1 * (wrong.pow(2) * mask).sum() / mask.sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     return policy, curve
-
-
-def advantages_to_returns(advantages, rewards, mask):
-    """What the value head shall predict: the reward that a name ends with."""
-    return rewards[:, None].expand_as(advantages)
 
 
 runs = {}
@@ -290,7 +281,8 @@ plt.show()
 # %% [markdown]
 # ### Exercise 3
 #
-# Write the alarm: the first step at which the mean reward of the last 10 steps is above that of the 10 before, while the taste of the last 10 is below its best mean of 10 so far by more than 5 % of its magnitude. Return the step, or -1.
+# Write the alarm: the first step at which the mean reward of the last 10 steps is above that of the 10 before, while the taste of the last 10 is below its best mean of 10 so far (from the first 10 on) by more than 5 % of its magnitude.
+# Return the number of steps seen by then, or -1.
 # (In a project, *taste* is a metric that costs too much to train on: a held-out judge, a test, a person.)
 
 
@@ -301,11 +293,10 @@ def alarm(rewards, tastes):
 
 
 def reference_alarm(rewards, tastes):
-    best = -math.inf
+    means = [[np.mean(values[end - 10 : end]) for end in range(10, len(rewards) + 1)] for values in (rewards, tastes)]
     for end in range(20, len(rewards) + 1):
-        now, before = np.mean(rewards[end - 10 : end]), np.mean(rewards[end - 20 : end - 10])
-        liked = np.mean(tastes[end - 10 : end])
-        best = max(best, liked)
+        now, before = means[0][end - 10], means[0][end - 20]
+        liked, best = means[1][end - 10], max(means[1][: end - 9])
         if now > before and liked < best - 0.05 * abs(best):
             return end
     return -1
@@ -313,7 +304,7 @@ def reference_alarm(rewards, tastes):
 
 hacked = [[point[place] for point in runs["GRPO, Î² = 0"]] for place in (0, 1)]
 rising = [list(range(40)), [0.0] * 10 + [2.0] * 15 + [1.0] * 15]
-hint = "for each end from 20: means of [end-20:end-10] and [end-10:end]; keep the best taste mean"
+hint = "for each end from 20: means of [end-20:end-10] and [end-10:end]; the best taste mean begins with that of [0:10]"
 answers = alarm(*rising) and [alarm(*rising), alarm(*hacked)]
 check(3, answers, [reference_alarm(*rising), reference_alarm(*hacked)], tolerance=0, hint=hint)
 
@@ -321,10 +312,10 @@ check(3, answers, [reference_alarm(*rising), reference_alarm(*hacked)], toleranc
 # %% tags=["solution"]
 def alarm(rewards, tastes):
     best = -math.inf
-    for end in range(20, len(rewards) + 1):
+    for end in range(10, len(rewards) + 1):
         liked = np.mean(tastes[end - 10 : end])
         best = max(best, liked)
-        rises = np.mean(rewards[end - 10 : end]) > np.mean(rewards[end - 20 : end - 10])
+        rises = end >= 20 and np.mean(rewards[end - 10 : end]) > np.mean(rewards[end - 20 : end - 10])
         if rises and liked < best - 0.05 * abs(best):
             return end
     return -1
@@ -368,7 +359,7 @@ check(4, [first_advantage, second_advantage], both, tolerance=1e-3, hint="A1 = Î
 
 # %%
 def ppo_advantages(rewards, log_ratios, mask, values, beta):
-    """GAE of the reward at the end and the KL penalty of each letter, whitened."""
+    """GAE of the reward at the end and the KL penalty of each letter, brought to mean 0 and deviation 1."""
     letters = -beta * log_ratios * mask
     last = mask.sum(1) - 1
     letters[torch.arange(len(rewards)), last] += rewards
@@ -437,7 +428,7 @@ plt.show()
 # ```sh
 # quatrain run reward                    # a reward model from comparisons, with its calibration
 # quatrain run rlhf                      # pre-training, finetuning, reward model and PPO in one recipe
-# quatrain run dpo                       # DPO with pairs from the model's own samples
+# quatrain run dpo                       # DPO from pairs of answers, over a small Llama that follows instructions
 # quatrain run arithmetic-grpo           # GRPO with a reward that is computed: is the sum right?
 # quatrain run sentiment-ppo             # PPO against a judge of film reviews
 # ```

@@ -135,7 +135,8 @@ for what, amount, formula in bill(training_flops(405e9, 15.6e12), cluster).rows(
 # $$L(N, D) = E + \frac{A}{N^{\alpha}} + \frac{B}{D^{\beta}}$$
 #
 # E is the entropy of text, which no model goes below; the second term is what a model of N parameters lacks, the third what D tokens do not show. For a budget
-# $C = 6 N D$ there is a best size, and it grows about as fast as the data: some 20 tokens a parameter. GPT-3 was far too large for its data.
+# $C = 6 N D$ there is a best size, and it grows about as fast as the data: some 20 tokens a parameter. GPT-3 was far too large for its data. The constants below
+# (`EPOCH`) are a later fit to the same points ([Besiroglu et al. 2024](https://arxiv.org/abs/2404.10102)).
 
 # %%
 from quatrain.planning.scaling import EPOCH, compare_with_optimum, fit

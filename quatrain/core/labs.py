@@ -22,14 +22,14 @@ def at_size(full: T, small: T) -> T:
 
 
 def check(exercise: int | str, answer: Any, expected: Any, *, hint: str, tolerance: float = 1e-4) -> None:
-    """Prints whether an answer to an exercise is right, with a hint if it is not.
+    """Prints whether an answer to an exercise is right, with a hint if it is wrong.
 
     `expected` is the right answer, or a function that takes the answer and returns whether it is right. Numbers, arrays
     and tensors must have the same shape and values within `tolerance` of the expected ones, everything else must be
     equal. An answer of None has not been given yet.
     """
     if answer is None:
-        print(f"Exercise {exercise}: not answered yet. Hint: {hint}")
+        print(f"Exercise {exercise}: not answered yet.")
         return
     try:
         problem = _problem(answer, expected, tolerance)
@@ -47,7 +47,11 @@ def _problem(answer: Any, expected: Any, tolerance: float) -> str:
         return "" if answer == expected else f"your answer is {_shown(answer)}"
     import numpy as np
 
-    wanted, given = np.asarray(_plain(expected)), np.asarray(_plain(answer))
+    wanted = np.asarray(_plain(expected))
+    try:
+        given = np.asarray(_plain(answer))
+    except ValueError:  # lists of different lengths
+        return f"your answer is {_shown(answer)} and needs the shape {wanted.shape}"
     if wanted.dtype.kind not in "biufc" or given.dtype.kind not in "biufc":
         return "" if wanted.tolist() == given.tolist() else f"your answer is {_shown(answer)}"
     if wanted.shape != given.shape:
