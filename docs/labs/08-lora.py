@@ -391,7 +391,8 @@ check(3, [vectors, lora / vectors], [15_360, lora / 15_360], tolerance=0.01, hin
 # %% [markdown]
 # ## Every method
 #
-# In Quatrain a method is one word. This is what each trains in the real GPT-2, counted on `meta`; `quatrain plan gpt2 --method lora` adds the memory.
+# In Quatrain a method is one word. This is what each trains in the real GPT-2, counted on `meta`; `quatrain plan gpt2 --method lora` adds the memory
+# (and 768 parameters: beside an adapter the embedding of special tokens learns too, in GPT-2 of one).
 
 # %%
 language_model = gpt2.replace(head="causal", labels=())
