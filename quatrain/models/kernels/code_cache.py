@@ -27,12 +27,12 @@ OLDEST_NUMBA = (0, 66)
 @cache
 def numba_problem() -> str | None:
     """Why Numba cannot compile the step, found without importing it; None if it can."""
-    needed = f"native code needs Numba {'.'.join(map(str, OLDEST_NUMBA))} or later"
+    oldest = ".".join(map(str, OLDEST_NUMBA))
     if importlib.util.find_spec("numba") is None:
-        return f"{needed} (pip install 'quatrain[fast]')"
+        return f"native code needs Numba {oldest} or later, which is not installed (pip install 'quatrain[fast]')"
     version = importlib.metadata.version("numba")
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_NUMBA:
-        return f"{needed}; installed is {version} (pip install --upgrade 'quatrain[fast]')"
+        return f"native code needs Numba {oldest} or later; installed is {version} (pip install --upgrade 'quatrain[fast]')"
     return None
 
 
