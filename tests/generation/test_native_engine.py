@@ -121,7 +121,7 @@ def test_a_numba_whose_llvm_cannot_compile_is_not_imported(
 ) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda name: version)
     found = code_cache.numba_problem.__wrapped__()
-    assert found is None if problem is None else problem in found and "upgrade" in found
+    assert found is None if problem is None else problem in found and "install -U" in found
 
 
 def test_measured_choice(monkeypatch: pytest.MonkeyPatch) -> None:

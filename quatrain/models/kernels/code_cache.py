@@ -32,7 +32,7 @@ def numba_problem() -> str | None:
         return f"native code needs Numba {oldest} or later, which is not installed (pip install 'quatrain[fast]')"
     version = importlib.metadata.version("numba")
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_NUMBA:
-        return f"native code needs Numba {oldest} or later; installed is {version} (pip install --upgrade 'quatrain[fast]')"
+        return f"native code needs Numba {oldest} or later; installed is {version} (pip install -U 'quatrain[fast]')"
     return None
 
 
