@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import no_network
@@ -33,8 +34,13 @@ no_network.block()
 # Small models decode in PyTorch, whatever an earlier test has compiled: as fast and with the same bits every time.
 code_cache.is_compiled = lambda: False
 
-LONGEST = {"test_benchmarks.py", "test_shipped_recipes.py", "test_readme.py", "test_parallel.py", "test_fuzz.py"}
-"""Files of minutes."""
+LONGEST = (
+    "test_families.py", "test_benchmarks.py", "test_shipped_recipes.py", "test_labs.py", "test_inspection.py",
+    "test_random_configs.py", "test_running.py", "test_page.py", "test_fuzz.py", "test_killed.py", "test_readme.py",
+    "test_parallel.py", "test_scheduler.py", "test_families_speak.py", "test_bad_input.py", "test_together.py",
+    "test_trainer.py", "test_resume.py", "test_commands.py", "test_docs.py", "test_security.py", "test_streams.py",
+)  # fmt: skip
+"""Files of fifteen seconds to two minutes, about in this order."""
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +67,22 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return f"{argname}-{len(val)}-bytes" if isinstance(val, bytes) else None
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """A million objects that the collection imports are no garbage: nothing searches them, now or during the tests.
+
+    `gc.collect()` and Python's own searches then see what tests make. A search of everything took a second, and one
+    follows each model that a server unloads.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` picks by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the later cases of each family of models as slow: one of each is enough for the quick set of tests.
@@ -74,7 +96,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if isinstance(case, battery.Case) and case.name not in battery.quick_cases():
                 item.add_marker(pytest.mark.slow)
     if os.environ.get("PYTEST_XDIST_WORKER"):
-        items.sort(key=lambda item: item.path.name not in LONGEST)
+        places = {name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(item.path.name, len(places)))
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if needing:
         import torch

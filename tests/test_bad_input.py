@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forks
 import pytest
 
-import quatrain
 from quatrain.cli import main
 
 try:
@@ -27,7 +27,6 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-PACKAGE = str(Path(quatrain.__file__).parents[1])
 HEAD = (Path(__file__).parent / "runs" / "recipes" / "tiny.toml").read_text(encoding="utf-8")
 TRAIN = """
 [[stage]]
@@ -39,6 +38,13 @@ batch_tokens = 192
 checkpoint_every = 2
 """
 SENTENCES = [" ".join(random.Random(i).choices("the cat sat on a mat and saw no dog".split(), k=8)) for i in range(150)]
+LIMITED = """
+import resource, sys
+from quatrain.cli import main
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+sys.exit(main(sys.argv[1:]))
+"""
 LATIN = "Müller sagt: schöne Grüße\n".encode("latin-1") * 50
 
 
@@ -52,22 +58,11 @@ class Place:
         self.recipe = folder / "tiny.toml"
         self.recipe.write_text(HEAD.format(text=self.text) + TRAIN, encoding="utf-8")
 
-    def start(self, *words: str | Path, limit: int | None = None, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *words: str | Path, limit: int | None = None) -> forks.Program:
         """`quatrain WORDS` as a process; no file may grow beyond `limit` bytes. Offline, without catalog or cache."""
-        own = self.environment()
-        own["PYTHONPATH"] = os.pathsep.join([PACKAGE, *filter(None, [os.environ.get("PYTHONPATH")])])
         known = {key: value for key, value in os.environ.items() if key != "QUATRAIN_DATA"}
-        command = [sys.executable, "-m", "quatrain", *map(str, words)]
-        return subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=known | own | environment,
-            text=True,
-            encoding="utf-8",
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            preexec_fn=None if limit is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-        )
+        program = ["-m", "quatrain"] if limit is None else ["-c", LIMITED, str(limit)]
+        return forks.start([*program, *map(str, words)], cwd=self.folder, env=known | self.environment())
 
     def environment(self) -> dict[str, str]:
         home = {"HOME": str(self.folder), "XDG_CACHE_HOME": str(self.folder / "cache")}
@@ -90,18 +85,17 @@ class Place:
     def ends(self, code: int, *words: str | Path, limit: int | None = None) -> str:
         """The same in a process of its own."""
         process = self.start(*words, limit=limit)
-        _, errors = process.communicate(timeout=600)
-        return one_message(errors, process.returncode, code)
+        found = process.wait(600)
+        return one_message(process.errors(), found, code)
 
     def works(self, *words: str | Path) -> str:
         process = self.start(*words)
-        out, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors
-        assert "Traceback" not in errors
-        return out
+        assert process.wait(600) == 0, process.errors()
+        assert "Traceback" not in process.errors()
+        return process.output()
 
 
-def one_message(errors: str, found: int, code: int) -> str:
+def one_message(errors: str, found: int | None, code: int) -> str:
     """The message, where it is the only one, and an error of the user's, not of the program."""
     assert found == code, errors
     assert errors.startswith("error: ") and errors.count("error: ") == 1, errors
@@ -293,14 +287,14 @@ def test_a_full_disk(place: Place, full_disk: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_killed_at_a_random_moment_the_next_run_goes_on(made: Place, place: Place) -> None:
-    seconds = random.Random(time.time_ns()).uniform(0.1, 2.5)
+    seconds = random.Random(time.time_ns()).uniform(0.05, 1.0)
     process = place.start("run", place.recipe)
     time.sleep(seconds)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    code = process.wait()
     out = place.works("run", place.recipe)
     # Killed after its last write and before its end, it may be finished too.
-    assert process.returncode or "nothing to do" in out, seconds
+    assert code or "nothing to do" in out, seconds
     weights = "runs/tiny/model/model.safetensors"
     assert (place.folder / weights).read_bytes() == (made.folder / weights).read_bytes(), seconds
 

@@ -9,13 +9,12 @@ import math
 import os
 import random
 import re
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import forks
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -60,48 +59,6 @@ PEERLESS = {"quickstart.py", "passes.py", "predictions.py", "plan_memory.py", "s
 """Those that need no transformers."""
 
 
-SERVER = """
-import contextlib, importlib, json, os, runpy, sys, traceback
-sys.path[:0] = json.loads(sys.argv[1])
-for name in ("torch", "transformers.models.llama.modeling_llama", "transformers.generation.utils", "datasets",
-             "peft", "trl.trainer.dpo_trainer", "sklearn.linear_model", "quatrain.cli.app", "quatrain.loading.model"):
-    with contextlib.suppress(ImportError):
-        importlib.import_module(name)
-for line in sys.stdin:
-    command, output = json.loads(line)
-    child = os.fork()
-    if not child:
-        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), 1)
-        os.dup2(1, 2)
-        sys.argv, code = command, 0
-        try:
-            runpy.run_path(command[0], run_name="__main__")
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-            if isinstance(end.code, str):
-                print(end.code)
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush()
-        os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-"""Runs each script in a fork of a process that has imported the large libraries once: the imports of thirty scripts
-take longer than what they do with `--quick`."""
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[subprocess.Popen[str]]:
-    paths = json.dumps([str(BENCHMARKS), str(BENCHMARKS.parent)])
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([sys.executable, "-c", SERVER, paths], env=environment, text=True, stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE) as process:  # fmt: skip
-        yield process
-        assert process.stdin is not None
-        process.stdin.close()
-
-
 @pytest.fixture(scope="module")
 def common() -> ModuleType:
     spec = importlib.util.spec_from_file_location("benchmarks_common", BENCHMARKS / "common.py")
@@ -129,21 +86,15 @@ def pairs(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("script", QUICK)
-def test_a_quick_run_ends_with_its_line(
-    script: str, text: Path, pairs: Path, tmp_path: Path, server: subprocess.Popen[str]
-) -> None:
+def test_a_quick_run_ends_with_its_line(script: str, text: Path, pairs: Path) -> None:
     if script not in PEERLESS:
         pytest.importorskip("transformers")
     arguments = [argument.format(text=text, pairs=pairs) for argument in QUICK[script]]
-    output = tmp_path / "output"
-    assert server.stdin is not None and server.stdout is not None
-    server.stdin.write(json.dumps([[str(BENCHMARKS / script), "--quick", *arguments], str(output)]) + "\n")
-    server.stdin.flush()
-    code, said = server.stdout.readline().strip(), output.read_text(encoding="utf-8")
-    assert code == "0", said
-    line = json.loads(said.splitlines()[-1])
+    words = [str(BENCHMARKS / script), "--quick", *arguments]
+    done = forks.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, modules=(*forks.QUATRAIN, *forks.PEERS))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    line = json.loads(done.stdout.splitlines()[-1])
     assert line["benchmark"] == script.removesuffix(".py") and line["quick"] is True
     assert math.isfinite(line["ratio"]) and line["ratio"] > 0 and line["ratio_of"]
     assert line["versions"]["torch"] and line["device"] and line["date"] and line["threads"] == 1

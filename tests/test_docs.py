@@ -5,15 +5,16 @@ Pages whose code needs something special are run by the tests of their subject; 
 
 from __future__ import annotations
 
-import os
+import contextlib
+import io
 import re
 import shlex
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from quatrain.cli import main
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -118,18 +119,12 @@ def test_every_page_is_in_the_index():
 
 @cache
 def help_of(*verb: str) -> tuple[int, str]:
-    environment = os.environ | {"COLUMNS": "200", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [sys.executable, "-m", "quatrain", *verb, "--help"],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=environment,
-    )
-    return result.returncode, result.stdout
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        return main([*verb, "--help"]), out.getvalue()
 
 
-def test_commands_that_are_shown_exist():
+def test_commands_that_are_shown_exist(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     shown = commands()
     assert len(shown) > 5
     for page, words in shown:

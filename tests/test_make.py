@@ -35,7 +35,7 @@ class Machine:
             (venv / "bin").mkdir(parents=True)
             (venv / "bin" / "python").touch()
             (venv / "pyvenv.cfg").touch()
-        return types.SimpleNamespace(returncode=code, stdout="what venv said")
+        return types.SimpleNamespace(returncode=code, stdout=f"what {'venv' if 'venv' in command else 'mypy'} said")
 
     def started(self, word: str) -> int:
         """How many of the calls had this word."""
@@ -61,7 +61,8 @@ def make(machine, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CONSTRAINTS", home / "constraints" / "cpu.txt")
     monkeypatch.setattr(module.os, "name", "posix")
     monkeypatch.setattr(module, "subprocess", types.SimpleNamespace(
-        call=machine.call, run=machine.run, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL))  # fmt: skip
+        call=machine.call, run=machine.run, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT, DEVNULL=subprocess.DEVNULL
+    ))  # fmt: skip
     return module
 
 
@@ -215,7 +216,7 @@ def test_test_checks_all_and_fails_if_any_does(make, machine, monkeypatch, capsy
     machine.codes["ruff"] = 1
     assert said(make, "test", monkeypatch=monkeypatch) == 1
     assert [machine.started(name) for name in ("ruff", "mypy", "pytest")] == [1, 1, 1]
-    assert capsys.readouterr().out.endswith("ruff failed, mypy passed, pytest passed\n")
+    assert capsys.readouterr().out.endswith("\nwhat mypy said\n\nruff failed, mypy passed, pytest passed\n")
 
 
 def test_arguments_pick_tests(make, machine, monkeypatch):

@@ -12,10 +12,10 @@ import shlex
 import shutil
 import sqlite3
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
+import forks
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -75,17 +75,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def typed(command: list[str], folder: Path, questions: str = "") -> str:
     """What a command prints; it must end well."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "QUATRAIN_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
-    words = [sys.executable, "-m", *command]
-    result = subprocess.run(
-        words,
-        cwd=folder,
-        env=environment,
-        input=questions,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=300,
-    )
+    result = forks.run(["-m", *command], cwd=folder, env=environment, input=questions)
     assert result.returncode == 0, f"{shlex.join(command)}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
     return result.stdout + result.stderr
 
@@ -154,9 +144,7 @@ def test_the_python_runs(outputs, place):
     code = PYTHON[0].replace('quatrain.run("quickstart")', f'quatrain.run("quickstart", {TINY + TINY_QUESTIONS!r})')
     assert code != PYTHON[0]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "QUATRAIN_OFFLINE": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=place, env=environment, capture_output=True, text=True, timeout=300
-    )
+    result = forks.run(["-c", code], cwd=place, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "execution_accuracy" in result.stdout
 

@@ -1,5 +1,4 @@
-"""Tasks: what examples of data mean, and pipelines that use a model for a task."""
+"""Tasks: what examples of data mean, and pipelines that use a model for a task.
 
-from quatrain.tasks.pipelines import Pipeline, Prediction, pipeline
-
-__all__ = ["Pipeline", "Prediction", "pipeline"]
+This file imports nothing, so that a task whose examples need no model, such as `text2sql`, loads no torch.
+"""

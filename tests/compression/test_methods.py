@@ -171,12 +171,9 @@ def test_a_weight_is_quantized_while_no_other_float_is_held(method: str, tmp_pat
 
     gc.collect()
     gc.freeze()  # `get_objects` then lists what the load makes, not the hundred thousands of objects from before
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(METHODS[method], "quantize_weight", watched)
-            load_model(tmp_path, quantize=method)
-    finally:
-        gc.unfreeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(METHODS[method], "quantize_weight", watched)
+        load_model(tmp_path, quantize=method)
     assert alive == [1] * 42
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import torchrun
+from processes import two_forks
 from safetensors.torch import load_file
 from tiny_models import make_folder
 
@@ -246,7 +246,7 @@ def test_two_processes_are_one(text: str, tmp_path: Path) -> None:
     path = tmp_path / "tiny.toml"
     path.write_text(both, encoding="utf-8")
     one = run(both, tmp_path / "one")
-    done = torchrun(path, folder=tmp_path / "two")
+    done = two_forks(path, folder=tmp_path / "two")
     assert done.returncode == 0, done.stderr[-4000:]
     for stage in ("stages/01-ppo/model", "model"):
         ours, theirs = (load_file(each / stage / "model.safetensors") for each in (one.folder, tmp_path / "two/tiny"))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 
 import quatrain
@@ -105,11 +106,10 @@ def recipe(tmp_path: Path, materials: Path) -> Path:
 
 
 def command_line(recipe: Path, *words: str, fails: bool = False) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "quatrain", *words]
     package, kinds = Path(quatrain.__file__).parent.parent, recipe.parent / "kinds"
     environment = os.environ | {"QUATRAIN_STAGES": str(kinds), "PYTHONPATH": str(package)}
     environment["REPEAT_FAILS"] = "1" if fails else ""
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    return forks.run(["-m", "quatrain", *words], env=environment, modules=("torch",))  # kinds are found by an import
 
 
 @pytest.mark.slow
@@ -139,8 +139,7 @@ def test_the_process_that_measures_knows_a_kind_that_was_added_by_a_program(reci
     )
     words = [str(recipe.parent / "kinds"), "check", str(recipe), "stage.pretrain.train.steps=1", "--json"]
     environment = os.environ | {"PYTHONPATH": str(Path(quatrain.__file__).parent.parent)}
-    command = [sys.executable, "-c", program, *words]
-    checked = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    checked = forks.run(["-c", program, *words], env=environment, modules=("torch",))
     assert checked.returncode == 0, checked.stderr
     measured = json.loads(checked.stdout)["stages"][1]
     assert measured["stage"] == "03-repeat" and measured["seconds"] > 0 and not measured["problems"]

@@ -1,9 +1,9 @@
-"""One recipe by one process and by two that torchrun starts: the same model, one set of files, no line twice."""
+"""One recipe by one process and by two: the same model, one set of files, no line twice; torchrun ends what fails."""
 
 from pathlib import Path
 
 import pytest
-from processes import torchrun
+from processes import torchrun, two_forks
 from safetensors.torch import load_file
 
 import quatrain
@@ -52,7 +52,7 @@ def recipe(materials: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_two_processes_make_the_model_of_one(recipe: Path, tmp_path: Path) -> None:
     one = quatrain.run(loads(recipe.read_text()), runs_dir=tmp_path / "one", reporter=SilentReporter())
-    done = torchrun(recipe, folder=tmp_path / "two")
+    done = two_forks(recipe, folder=tmp_path / "two")
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("Finished in") == 1 and done.stdout.count("stage 2/3") == 1
     two = tmp_path / "two/tiny"
@@ -62,12 +62,12 @@ def test_two_processes_make_the_model_of_one(recipe: Path, tmp_path: Path) -> No
     first, second = (list(read_metrics(run / "metrics.jsonl")) for run in (one.folder, two))
     assert [(entry["stage"], entry["step"]) for entry in first] == [(e["stage"], e["step"]) for e in second]
     assert [entry.get("loss") for entry in second] == pytest.approx([entry.get("loss") for entry in first], abs=1e-5)
-    again = torchrun(recipe, folder=tmp_path / "two")
+    again = two_forks(recipe, folder=tmp_path / "two")
     assert again.returncode == 0 and "Finished in" not in again.stdout
 
 
 def test_what_is_wrong_with_a_recipe_ends_all_processes(recipe: Path, tmp_path: Path) -> None:
-    done = torchrun(recipe, "data.source=absent.txt", folder=tmp_path)
+    done = two_forks(recipe, "data.source=absent.txt", folder=tmp_path)
     assert done.returncode != 0
     assert done.stderr.count("absent.txt") == 1
 
@@ -76,7 +76,7 @@ def test_what_is_wrong_with_a_recipe_ends_all_processes(recipe: Path, tmp_path: 
 def test_a_process_that_fails_takes_the_others_with_it_and_the_run_goes_on_later(recipe: Path, tmp_path: Path) -> None:
     script = tmp_path / "failing.py"
     script.write_text(FAILING, encoding="utf-8")
-    done = torchrun(recipe, "stage.pretrain.train.checkpoint_every=1", folder=tmp_path, script=str(script))
+    done = torchrun(script, recipe, "stage.pretrain.train.checkpoint_every=1", folder=tmp_path)
     assert done.returncode != 0
     assert "something that only one process meets" in done.stderr
     assert "internal error: RuntimeError" not in done.stderr

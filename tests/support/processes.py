@@ -1,4 +1,4 @@
-"""Runs a recipe by two processes that torchrun starts."""
+"""Runs a recipe by two processes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 
-def torchrun(recipe: Path, *more: str, folder: Path, script: str | None = None) -> subprocess.CompletedProcess:
-    """The finished run; `script` replaces the program."""
-    program = ["-m", "quatrain"] if script is None else [script]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *program,
-               "run", str(recipe), "--runs-dir", str(folder), *more]  # fmt: skip
-    root = str(Path(__file__).parents[2])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
+
+def two_forks(recipe: Path, *more: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The finished run, by two forks in the environment that torchrun gives to its processes."""
+    words = ["-m", "quatrain", "run", str(recipe), "--runs-dir", str(folder), *more]
+    return forks.run(words, env=_environment(), processes=2, seconds=900)
+
+
+def torchrun(script: Path, recipe: Path, *more: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The finished run, by two processes of a script that torchrun starts and ends."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), "run",
+               str(recipe), "--runs-dir", str(folder), *more]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, env=_environment(), timeout=900, check=False)
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(forks.ROOT)}

@@ -1,4 +1,4 @@
-"""Trains tiny models, one case after another, by the processes that torchrun started; the first writes what came out.
+"""Trains tiny models, one case after another, by several processes; the first writes what came out.
 
     torchrun --nproc-per-node 2 together.py CASES.json FOLDER
 

@@ -4,10 +4,9 @@ go on from each other's checkpoints, and leave a plain model behind.
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 import together
 import torch
@@ -54,14 +53,12 @@ RESUMES = [
 ]
 
 
-def torchrun(cases: list[dict], folder: Path, processes: int = 2) -> subprocess.CompletedProcess:
+def train_together(cases: list[dict], folder: Path, processes: int = 2) -> None:
+    """The cases by several processes, in the environment that torchrun gives them."""
     (folder / "cases.json").write_text(json.dumps(cases))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
-               together.__file__, str(folder / "cases.json"), str(folder)]  # fmt: skip
-    root = Path(__file__).parents[2]
-    paths = os.pathsep.join([str(root), str(root / "tests/support"), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
+    words = [together.__file__, str(folder / "cases.json"), str(folder)]
+    done = forks.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, processes=processes, seconds=900)
+    assert done.returncode == 0, done.stderr[-6000:]
 
 
 def train_alone(cases: list[dict], folder: Path) -> None:
@@ -94,8 +91,7 @@ def folder(tmp_path_factory):
         cases.append({**on(f"again-{name}", second), "checkpoints": name, **saved})
     cases.append({**on("resumed-one-two", "zero3"), "checkpoints": "one-two", **saved})
     cases.append({**on("cut-two", "zero3"), "stop": 3, "checkpoints": "two-one", **saved})
-    done = torchrun(cases, folder)
-    assert done.returncode == 0, done.stderr[-6000:]
+    train_together(cases, folder)
     train_alone([{"name": "resumed-two-one", "checkpoints": "two-one", **saved}], folder)
     return folder
 
@@ -110,8 +106,7 @@ def same(folder: Path, name: str, expected: str, tolerance: float) -> None:
 def test_ddp_and_zero3_in_brief(tmp_path: Path) -> None:
     """The first of the cases below, for the quick set of tests."""
     train_alone([{"name": "one-adamw"}], tmp_path)
-    done = torchrun([on(f"{mode}-adamw", mode) for mode in ("ddp", "zero3")], tmp_path)
-    assert done.returncode == 0, done.stderr[-6000:]
+    train_together([on(f"{mode}-adamw", mode) for mode in ("ddp", "zero3")], tmp_path)
     for mode in ("ddp", "zero3"):
         are_one(tmp_path, mode, "adamw")
 
@@ -226,8 +221,7 @@ def test_four_processes_on_two_machines_are_one(folder: Path) -> None:
     """hybrid as it is meant: parts within a machine, copies across."""
     case = VARIANTS["accumulation"]
     cases = [{"name": "hybrid-four", "mode": "hybrid", "local": 2, **case}, {"name": "ddp-four", "mode": "ddp", **case}]
-    done = torchrun(cases, folder, processes=4)
-    assert done.returncode == 0, done.stderr[-6000:]
+    train_together(cases, folder, processes=4)
     one = json.loads((folder / "one-accumulation.json").read_text())
     for name in ("hybrid-four", "ddp-four"):
         four = json.loads((folder / f"{name}.json").read_text())

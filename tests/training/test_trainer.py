@@ -4,12 +4,10 @@ import copy
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
 import textwrap
 import time
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -168,22 +166,22 @@ def test_sigkill_at_random_moments_loses_nothing(tmp_path):
     here = os.path.join(os.path.dirname(__file__), "..", "support")
 
     def start(folder):
-        command = [sys.executable, "-c", textwrap.dedent(KILLED), str(folder), here]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        return forks.start(["-c", textwrap.dedent(KILLED), str(folder), here])
 
     whole = start(tmp_path / "whole")
-    assert whole.wait(timeout=300) == 0
+    assert whole.wait() == 0, whole.errors()
     generator = np.random.default_rng(int(time.time()))
     kills = 0
     for _ in range(20):
         process = start(tmp_path / "cut")
         if kills < 4:
-            process.stdout.readline()
+            while not process.output() and process.poll() is None:
+                time.sleep(0.005)
             time.sleep(float(generator.uniform(0.02, 0.5)))
             if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
+                process.kill()
                 kills += 1
-        if process.wait(timeout=300) == 0:
+        if process.wait() == 0:
             break
     assert kills >= 1
     expected, found = model_folder.load(tmp_path / "whole" / "model"), model_folder.load(tmp_path / "cut" / "model")
