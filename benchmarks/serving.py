@@ -3,10 +3,12 @@
 The model is tiny, with random weights and a byte-level tokenizer, so that its texts are full of split characters. The
 clients ask for chats and completions, whole and streamed, greedy and sampled, with several samples and with
 log-probabilities; others leave in the middle, read slowly, and send garbage, deep, huge and invalid bodies. In the end
-nothing may run or wait, and the memory may not have grown. The ratio is the share of answers that equal what the engine
-gives alone; it must be 1.
+nothing may run or wait, and the memory may not have grown: its size, open files and threads are noted every minute, or
+twenty times where the run is shorter. The ratio is the share of answers that equal what the engine gives alone; it must
+be 1.
 
     python benchmarks/serving.py [--seconds 300] [--clients 64]
+    python benchmarks/serving.py --seconds 1800     # a soak: does anything grow in half an hour?
 """
 
 from __future__ import annotations
@@ -21,7 +23,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from array import array
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +127,8 @@ class Load:
         self.host, self.port = address.removeprefix("http://").split(":")
         self.counts: Counter[str] = Counter()
         self.wrong: list[str] = []
-        self.first: list[float] = []
-        self.between: list[float] = []
+        self.first = array("d")  # half an hour has millions of pieces
+        self.between = array("d")
 
     async def run(self, clients: int) -> None:
         """Everything that the clients do."""
@@ -244,11 +250,44 @@ class Load:
         return reader, writer
 
 
-def resident(process: int) -> int:
-    """Bytes of memory of a process."""
-    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
-    found = re.search(r"VmRSS:\s+(\d+)", status)
-    return int(found[1]) * 1024 if found else 0
+@dataclass(frozen=True)
+class Moment:
+    """What a process held at a moment of the run."""
+
+    seconds: float
+    memory: int
+    """Resident bytes."""
+    files: int
+    threads: int
+
+
+def moment(process: int, started: float) -> Moment:
+    """Looks at a process; `started` is when the run began, by the monotonic clock."""
+    place = Path(f"/proc/{process}")
+    status = place.joinpath("status").read_text(encoding="utf-8")
+    size, threads = (
+        int(found[1]) if (found := re.search(pattern, status)) else 0
+        for pattern in (r"VmRSS:\s+(\d+)", r"Threads:\s+(\d+)")
+    )
+    return Moment(time.monotonic() - started, size * 1024, len(list(place.joinpath("fd").iterdir())), threads)
+
+
+def trend(moments: Sequence[Moment]) -> dict[str, Any]:
+    """Memory over time: the medians of the first and the last quarter, and the slope after the first.
+
+    The slope is the median of those between any two moments (Theil and Sen), so that a single peak does not bend it.
+    """
+    quarter = max(len(moments) // 4, 1)
+    later = moments[quarter:]
+    slopes = [(b.memory - a.memory) / (b.seconds - a.seconds) for a, b in combinations(later, 2)]
+    return {
+        "memory_first_quarter": statistics.median(each.memory for each in moments[:quarter]),
+        "memory_last_quarter": statistics.median(each.memory for each in moments[-quarter:]),
+        "slope_mb_per_hour": statistics.median(slopes) * 3600 / 1e6 if slopes else None,
+        "memory_mb": [round(each.memory / 1e6) for each in moments],
+        "open_files": [moments[0].files, moments[-1].files],
+        "threads_of_server": [moments[0].threads, moments[-1].threads],
+    }
 
 
 def gauge(address: str, name: str) -> float:
@@ -259,18 +298,26 @@ def gauge(address: str, name: str) -> float:
     return float(next(line for line in text.splitlines() if line.startswith(f"vllm:{name}{{")).split()[-1])
 
 
-def percentile(values: list[float], share: float) -> float:
+def percentile(values: Sequence[float], share: float) -> float:
     """A value that so many of the values do not exceed; 0 without values."""
     return sorted(values)[min(int(share * len(values)), len(values) - 1)] if values else 0.0
 
 
-async def under_load(load: Load, process: int, clients: int) -> int:
-    """Runs the load; returns the server's memory after the first tenth of it."""
-    task = asyncio.create_task(load.run(clients))
-    await asyncio.wait({task}, timeout=load.seconds / 10)
-    early = resident(process)
+async def under_load(load: Load, process: int, clients: int) -> list[Moment]:
+    """Runs the load; returns what the server held every minute of it, or twenty times where it is shorter."""
+    started, every = time.monotonic(), min(60.0, load.seconds / 20)
+    task, moments = asyncio.create_task(load.run(clients)), []
+    while not task.done():
+        await asyncio.wait({task}, timeout=every)
+        moments.append(moment(process, started))
+        now = moments[-1]
+        print(
+            f"{now.seconds:5.0f} s: {load.counts['answers']:,} answers, {len(load.wrong)} wrong; "
+            f"{now.memory / 1e6:,.0f} MB, {now.files} open files, {now.threads} threads",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
     await task
-    return early
+    return moments
 
 
 def main() -> None:
@@ -293,32 +340,34 @@ def main() -> None:
                 raise SystemExit(f"the server did not start: {line}")
             load = Load(address[0], asked, seconds)
             _wait_until_ready(load.address)
-            early = asyncio.run(under_load(load, server.pid, clients))
+            moments = asyncio.run(under_load(load, server.pid, clients))
             end = time.monotonic() + 30
             while (left := gauge(load.address, "num_requests_running")) and time.monotonic() < end:
                 time.sleep(0.1)
             left += gauge(load.address, "num_requests_waiting")
-            late = resident(server.pid)
+            after = moment(server.pid, time.monotonic())
         finally:
             server.terminate()
             code = server.wait(60)
     answers = load.counts["answers"]
+    early = next((each for each in moments if each.seconds >= seconds / 10), moments[-1])
     figures = {
         "answers": answers, "answers_per_second": answers / seconds, "acts": dict(load.counts), "wrong": load.wrong[:5],
         "first_piece_ms": [1000 * percentile(load.first, share) for share in (0.5, 0.99)],
         "between_pieces_ms": [1000 * percentile(load.between, share) for share in (0.5, 0.99)],
         "mean_between_ms": 1000 * statistics.fmean(load.between) if load.between else None,
-        "still_running": left, "memory_early": early, "memory_late": late, "exit_code": code,
+        "still_running": left, "memory_early": early.memory, "memory_late": after.memory, "exit_code": code,
+        "open_files_after": after.files, **trend(moments),
     }  # fmt: skip
-    grew = (
-        late >= GROWTH * early and not options.quick
-    )  # In a few seconds memory still grows with the code that is read.
+    # In a few seconds memory still grows with the code that is read.
+    grew = after.memory >= GROWTH * early.memory and not options.quick
     is_well = not load.wrong and not left and not grew and code in (0, 130, 143, -15)
     ratio = (answers - len(load.wrong)) / max(answers, 1) if not is_well else 1.0
     verdict = "PASSED" if is_well else "FAILED"
     print(
         f"{verdict}: {answers:,} answers, {len(load.wrong)} wrong; {left:g} still run; memory "
-        f"{early / 1e6:,.0f} MB after a tenth of the time, {late / 1e6:,.0f} MB in the end; exit code {code}"
+        f"{early.memory / 1e6:,.0f} MB after a tenth of the time, {after.memory / 1e6:,.0f} MB in the end, "
+        f"{figures['slope_mb_per_hour']:+.1f} MB an hour after the first quarter; exit code {code}"
     )
     finish("serving", ratio, "the share of answers that equal the engine's alone; 1 also needs freed slots and memory",
            quick=options.quick, seconds=seconds, clients=clients, **figures)  # fmt: skip
