@@ -28,7 +28,7 @@ sys.path.insert(0, str(BENCHMARKS))
 from common import child_environment, current_commit  # noqa: E402
 
 HELPERS = {"all", "common"}
-ARGUMENTS = {"shakespeare": ["--peer"], "kills": ["--kills", "200"]}
+ARGUMENTS = {"shakespeare": ["--peer"]}
 """What a benchmark gets beside its defaults."""
 BRIEF = {
     "adapters": "--repeat 1 --steps 4 --methods lora qlora",
@@ -66,7 +66,7 @@ BRIEF = {
 """What a brief run gives to a benchmark in place of its defaults."""
 ENOUGH = {"whole": ["whole"], "brief": ["brief", "whole"], "quick": ["quick"]}
 """Which lines make a run of a size unnecessary."""
-WITHOUT_QUICK = {"fuzz": ["--inputs", "100"], "kills": ["--kills", "2"], "token_file_memory": []}
+WITHOUT_QUICK = {"fuzz": ["--inputs", "100"], "token_file_memory": []}
 """Benchmarks with sizes of their own: what they get for a quick run."""
 HEADER = """# Ratios
 

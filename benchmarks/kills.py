@@ -1,248 +1,185 @@
-"""Kills a training run at random moments and resumes it: the weights must be those of the run that was left alone.
+"""Kills commands at random moments and gives them again: they must end as the command that was left alone.
 
-    python benchmarks/kills.py --kills 200
+    python benchmarks/kills.py --kills 200                       # of four works in equal parts
+    python benchmarks/kills.py --kills 20 --works indexing       # of one
 
-A tiny model trains on a shuffled stream with dropout, evaluation, early stopping, best weights kept and a checkpoint at
-every other step. Each trial goes on from a chain of killed runs: it is started, killed with SIGKILL at a random moment,
-and what it left on the disk is resumed to the end twice, from two copies. The weights, the metrics and the steps of
-both must be, bit for bit, those of the run that nobody killed. Ends with a JSON line.
+The works are the files of `killing/`: a trainer, a recipe with PPO, a curation, an index. A process that has imported
+everything forks one child for each run. Half of the kills come at a random moment by the clock; the others just before
+a random change of a file or folder (opened for writing, renamed, removed), so that the moments between two renames have
+their share. Each trial is a chain: what a kill left is killed again, up to four times. What each kill left is opened by
+a reader, who must see the state before or after the command, and is given the same command twice, from two copies: the
+weights, metrics, documents, vectors and answers must be equal, bit for bit, to those of the command that nobody killed,
+and no other file may be left. Ends with a JSON line.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
-import mmap
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout, installed or not
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"  # before torch: threads do not survive a fork
+os.environ |= {"TOKENIZERS_PARALLELISM": "false", "QUATRAIN_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # this checkout, installed or not
 
-PHASES = ("start", "step", "evaluation", "checkpoint", "end")
-"""What a run is at; it notes this down in shared memory, where a kill does not reach it."""
+from common import finish, parser  # noqa: E402
+from killing import Work, works  # noqa: E402
+from killing.child import Child, Kill  # noqa: E402
 
-
-class Setup:
-    """One optimizer and precision; `run(folder, note)` trains from what is in the folder to the end."""
-
-    def __init__(self, optimizer: str, precision: str, steps: int):
-        self.optimizer, self.precision, self.steps = optimizer, precision, steps
-
-    def run(self, folder: Path, note: Callable[[str], None]) -> dict[str, Any]:
-        """Trains and returns the SHA-256 of the weights, the steps and the metrics."""
-        import torch
-
-        from quatrain.models.io import model_folder
-        from quatrain.models.transformer.config import ModelConfig
-        from quatrain.models.transformer.stack import Model
-        from quatrain.training.objectives import Causal
-        from quatrain.training.settings import TrainSettings
-        from quatrain.training.streams import StreamedExamples
-        from quatrain.training.trainer import Hooks, Trainer
-
-        torch.set_num_threads(1)
-        config = ModelConfig(
-            family="llama",
-            vocab_size=64,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            tie_word_embeddings=True,
-            dropout=0.1,
-        )
-        settings = TrainSettings(
-            steps=self.steps,
-            batch_tokens=256,
-            accumulation=2,
-            learning_rate=1e-2,
-            warmup_steps=5,
-            optimizer=self.optimizer,  # type: ignore[arg-type]
-            precision=self.precision,  # type: ignore[arg-type]
-            dropout=0.1,
-            evaluate_every=3,
-            checkpoint_every=2,
-            keep="best",
-            patience=8,
-        )
-        model = Model(config).initialize(0)
-        held_out = torch.tensor([example.ids for example in _examples(40, seed=9, length=24)])
-
-        def save(place: Path) -> None:
-            note("checkpoint")
-            model_folder.save(model, place)
-
-        def validate(current: Model) -> dict[str, float]:
-            note("evaluation")
-            _, loss = current(held_out[:, :-1], held_out[:, 1:])
-            return {"validation_loss": loss.mean().item()}
-
-        hooks = Hooks(
-            save=save,
-            load=lambda place: model.load_state_dict(model_folder.load(place).state_dict()),
-            validate=validate,
-            progress=lambda step, **metrics: note("step"),
-        )
-        stream = StreamedExamples(
-            lambda start: iter(_examples(300, seed=1)[start:]), batch_tokens=128, seed=3, buffer=64
-        )
-        trainer = Trainer(model, Causal(), stream, settings, steps=self.steps, seed=5, folder=folder, hooks=hooks)
-        note("step")
-        result = trainer.train()
-        note("end")
-        digest = hashlib.sha256()
-        for name, tensor in sorted(model.state_dict().items()):
-            digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
-        return {
-            "sha256": digest.hexdigest(),
-            "steps": result.steps,
-            "best_step": result.best_step,
-            "tokens": result.size,
-            "metrics": result.metrics,
-        }
+CHAIN = 4
+"""How often what a kill left is killed again."""
 
 
-def _examples(count: int, *, seed: int, length: int | None = None) -> list[Any]:
-    """Noisy cycles of ragged lengths with ragged masks."""
-    import numpy as np
+@dataclass(frozen=True)
+class Whole:
+    """A variant of a work that nobody killed: its result, its seconds, and what a reader sees before and after."""
 
-    from quatrain.data.batches import TokenExample
-
-    generator = np.random.default_rng(seed)
-    found = []
-    for _ in range(count):
-        size = length or int(generator.integers(6, 40))
-        ids = (np.arange(size) * 7 + generator.integers(0, 64) + generator.integers(0, 3, size)) % 64
-        found.append(TokenExample(ids.tolist(), [bool(b) for b in generator.integers(0, 4, size)]))
-    return found
+    result: dict[str, Any]
+    seconds: float
+    seen: tuple[Any, ...]
 
 
-class Child:
-    """A run in a process of its own, forked from this one, so that nothing is loaded anew."""
+@dataclass(frozen=True)
+class Trial:
+    """A kill: what the command was at, and what was wrong with what it left."""
 
-    def __init__(self, setup: Setup, folder: Path):
-        self.result = folder.parent / f"{folder.name}.result.json"
-        self.result.unlink(missing_ok=True)
-        self._phase = mmap.mmap(-1, 1)
-        self.pid = os.fork()
-        if self.pid:
-            return
-        try:
-            found = setup.run(folder, self._note)
-            self.result.write_text(json.dumps(found))
-            os._exit(0)
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-            os._exit(1)
-
-    def _note(self, phase: str) -> None:
-        self._phase[0] = PHASES.index(phase)
-
-    def kill(self, after: float) -> str | None:
-        """Kills it after some seconds; says what it was at, or None where it had ended."""
-        deadline = time.monotonic() + after
-        while time.monotonic() < deadline:
-            if os.waitpid(self.pid, os.WNOHANG)[0]:
-                return None
-            time.sleep(max(0.0, min(0.002, deadline - time.monotonic())))
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        return PHASES[self._phase[0]]
-
-    def wait(self) -> dict[str, Any]:
-        """Lets it end; returns its result."""
-        _, status = os.waitpid(self.pid, 0)
-        if status or not self.result.exists():
-            raise SystemExit(f"a run failed by itself (status {status})")
-        found: dict[str, Any] = json.loads(self.result.read_text())
-        return found
+    phase: str
+    faults: tuple[str, ...]
 
 
-def trials(kills: int, seed: int, setups: list[Setup], place: Path) -> Iterator[tuple[str, int, bool]]:
-    """Kill after kill: what the run was at, the checkpoints that it left, and whether both resumed runs were equal."""
-    randomly = random.Random(seed)
-    expected, seconds = {}, {}
-    for number, setup in enumerate(setups):
-        started = time.monotonic()
-        expected[number] = Child(setup, place / f"whole-{number}").wait()
-        seconds[number] = time.monotonic() - started
-    done = 0
-    while done < kills:
-        number = done % len(setups)
-        setup, folder = setups[number], place / "killed"
-        shutil.rmtree(folder, ignore_errors=True)
-        # A chain: what a kill left is killed again, until the run ends or has been killed often enough.
-        for _ in range(4):
-            phase = Child(setup, folder).kill(randomly.uniform(0.0, seconds[number]))
-            if phase is None or done == kills:
-                break
-            same = True
-            for copy in ("first", "second"):
-                twin = place / copy
-                shutil.rmtree(twin, ignore_errors=True)
-                if folder.exists():
-                    shutil.copytree(folder, twin)
-                same = Child(setup, twin).wait() == expected[number] and same
-            done += 1
-            yield phase, len(list(folder.glob("step-*"))), same
+class Trials:
+    """The trials of one work, in a folder of their own."""
+
+    def __init__(self, work: Work, place: Path, seed: int):
+        self.work, self.place, self.random = work, place, random.Random(f"{seed}:{work.name}")
+        place.mkdir()
+        work.make(place)
+        self.whole = {variant: self._whole(variant) for variant in work.variants}
+
+    def _folder(self, name: str, variant: str) -> Path:
+        folder = self.place / name / "target"
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        folder.parent.mkdir()
+        self.work.start(folder, variant)
+        return folder
+
+    def _whole(self, variant: str) -> Whole:
+        """Twice: the second run is of a finished target, whose reader sees the state after the command."""
+        folder = self._folder("whole", variant)
+        results, seconds = [], []
+        for _ in range(2):
+            started = time.monotonic()
+            child = Child(self.work, folder, variant, reads=True)
+            result = child.end()
+            seconds.append(time.monotonic() - started)
+            if result is None:
+                raise SystemExit(f"{self.work.name} failed by itself:\n{child.words()}")
+            results.append(result)
+        first, second = results
+        if (first["outcome"], first["files"]) != (second["outcome"], second["files"]):
+            raise SystemExit(f"{self.work.name}: the same command again, of what is finished, ends otherwise")
+        return Whole(first, seconds[0], (first["seen"], second["seen"]))
+
+    def run(self, kills: int) -> Iterator[Trial]:
+        """So many kills."""
+        done = chains = 0
+        while done < kills:
+            variant = self.work.variants[chains % len(self.work.variants)]
+            chains += 1
+            folder = self._folder("killed", variant)
+            for _ in range(CHAIN):
+                phase = Child(self.work, folder, variant, kill=self._moment(self.whole[variant])).die()
+                if phase is None or done == kills:
+                    break
+                done += 1
+                yield Trial(phase, tuple(self._faults(folder, variant)))
+
+    def _moment(self, whole: Whole) -> Kill:
+        if self.random.random() < 0.5:
+            return Kill(seconds=self.random.uniform(0.0, whole.seconds))
+        return Kill(change=self.random.randint(1, whole.result["changes"]))
+
+    def _faults(self, folder: Path, variant: str) -> Iterator[str]:
+        """What a reader and the same command, given to two copies, find wrong with what a kill left."""
+        whole = self.whole[variant]
+        for name in ("first", "second"):
+            twin = self.place / name / "target"
+            shutil.rmtree(twin.parent, ignore_errors=True)
+            twin.parent.mkdir()
+            if folder.exists():
+                shutil.copytree(folder, twin, symlinks=True)
+            child = Child(self.work, twin, variant, reads=name == "first")
+            result = child.end()
+            if result is None:
+                yield f"failed: {child.words()}"
+                continue
+            if name == "first" and result["seen"] is not None and result["seen"] not in whole.seen:
+                yield f"a reader saw neither the old nor the new: {str(result['seen'])[:500]}"
+            if result["outcome"] != whole.result["outcome"]:
+                yield f"another outcome: {_difference(result['outcome'], whole.result['outcome'])}"
+            if result["files"] != whole.result["files"]:
+                odd = sorted((Counter(result["files"]) - Counter(whole.result["files"])).elements())
+                gone = sorted((Counter(whole.result["files"]) - Counter(result["files"])).elements())
+                yield f"left {odd[:5]}, lacks {gone[:5]}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the trials, says how each went, and ends with a JSON line; 1 where a resumed run differed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--setups", default="adamw:float32,muon:bfloat16,muon:float32")
-    given = parser.parse_args(argv)
-    setups = [Setup(*each.split(":"), given.steps) for each in given.setups.split(",")]
-    # Loaded before the first fork; one thread, because threads do not survive a fork.
+def _difference(one: Any, other: Any, path: str = "") -> str:
+    """Where two values of JSON first differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        pairs = [(key, one.get(key), other.get(key)) for key in sorted(one.keys() | other.keys())]
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = [(str(number), *each) for number, each in enumerate(zip(one, other, strict=True))]
+    else:
+        return f"{path}: {str(one)[:200]} and not {str(other)[:200]}"
+    return next(_difference(a, b, f"{path}/{key}") for key, a, b in pairs if a != b)
+
+
+def main() -> None:
+    """Runs the trials, says how each went, and ends with a JSON line; fails where there was a fault."""
+    known = works()
+    arguments = parser(__doc__)
+    arguments.add_argument("--kills", type=int, default=200, help="of all works together")
+    arguments.add_argument("--works", nargs="+", choices=sorted(known), default=sorted(known))
+    arguments.add_argument("--seed", type=int, default=int(time.time()))
+    given = arguments.parse_args()
     import torch
 
-    import quatrain.training.trainer  # noqa: F401
-
     torch.set_num_threads(1)
-    started, phases, with_checkpoint, wrong = time.monotonic(), Counter[str](), 0, 0
+    started, found, faulty = time.monotonic(), dict[str, Any](), 0
+    wanted = len(given.works) if given.quick else given.kills
     with tempfile.TemporaryDirectory(prefix="quatrain-kills-") as place:
-        for number, (phase, found, same) in enumerate(trials(given.kills, given.seed, setups, Path(place)), 1):
-            phases[phase] += 1
-            with_checkpoint += bool(found)
-            wrong += not same
-            if number % 10 == 0 or not same:
-                print(f"{number} kills, {wrong} of them not resumed bit for bit", file=sys.stderr, flush=True)
-    print(
-        json.dumps(
-            {
-                "benchmark": "kills",
-                "kills": given.kills,
-                "resumed": 2 * given.kills,
-                "bit_identical": given.kills - wrong,
-                "all_bit_identical": wrong == 0,
-                "killed_during": dict(phases),
-                "with_checkpoint": with_checkpoint,
-                "setups": given.setups,
-                "steps": given.steps,
-                "seed": given.seed,
-                "seconds": round(time.monotonic() - started, 1),
-            }
-        )
-    )
-    return int(wrong > 0)
+        for number, name in enumerate(given.works):
+            kills = wanted // len(given.works) + (number < wanted % len(given.works))
+            phases, wrong, began = Counter[str](), 0, time.monotonic()
+            for count, trial in enumerate(Trials(known[name], Path(place) / name, given.seed).run(kills), 1):
+                phases[trial.phase] += 1
+                wrong += bool(trial.faults)
+                for fault in trial.faults:
+                    print(f"{name}, killed at {trial.phase}: {fault}", file=sys.stderr, flush=True)
+                if count % 10 == 0:
+                    print(f"{name}: {count} kills, {wrong} of them with faults", file=sys.stderr, flush=True)
+            faulty += wrong
+            found[name] = {
+                "kills": kills, "equal": kills - wrong, "after_kill": known[name].after_kill,
+                "killed_during": dict(phases.most_common()), "seconds": round(time.monotonic() - began, 1),
+            }  # fmt: skip
+            print(f"{name} {known[name].after_kill} after a kill: {kills - wrong} of {kills} kills without a fault")
+    finish("kills", (wanted - faulty) / max(wanted, 1), "the share of kills after which nothing differed; must be 1",
+           quick=given.quick, kills=wanted, given_again=2 * wanted, equal=wanted - faulty, works=found, seed=given.seed,
+           seconds=time.monotonic() - started, processor_seconds=sum(os.times()[:4]))  # fmt: skip
+    if faulty:
+        raise SystemExit(f"{faulty} kills left something else: see above")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from quatrain.core.wording import format_bytes
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _TEMPORARY_SUFFIX = ".partial"
+_LEFTOVER = re.compile(r"\..+\.([0-9a-f]{8}|[0-9a-f]{12})\.partial")
 
 
 def free_bytes(path: str | Path) -> int | None:
@@ -125,6 +127,25 @@ def _concerns(error: OSError, path: Path, temporary: Path | None) -> bool:
     if temporary is not None:
         ours.add(str(temporary))
     return bool(names & ours) or any(name.endswith(_TEMPORARY_SUFFIX) for name in names)
+
+
+def is_leftover(path: str | Path) -> bool:
+    """Whether a file or folder has the name of a temporary one, which a killed process may have left."""
+    return _LEFTOVER.fullmatch(os.path.basename(path)) is not None
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove the temporary files and folders that killed processes have left in a folder and below it.
+
+    Only for a folder that this process has locked: a running process needs its own.
+    """
+    for place, folders, names in os.walk(folder):
+        for name in filter(is_leftover, names):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(place, name))
+        for name in filter(is_leftover, folders):
+            shutil.rmtree(os.path.join(place, name), ignore_errors=True)
+        folders[:] = [name for name in folders if not is_leftover(name)]
 
 
 def write_text(path: str | Path, text: str) -> None:

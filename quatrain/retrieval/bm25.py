@@ -72,13 +72,9 @@ class Bm25:
                     {"state": state, "language": self.analyzer.language, "ids": self.ids.tolist()},
                     indent=None,
                 )
-                if folder.exists():
-                    old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
-                    folder.rename(old)
-                    temporary.rename(folder)
-                    shutil.rmtree(old, ignore_errors=True)
-                else:
-                    temporary.rename(folder)
+                if folder.exists():  # in a draft, which nobody reads
+                    shutil.rmtree(folder)
+                temporary.rename(folder)
                 sync_folder(folder.parent)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)

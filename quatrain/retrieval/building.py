@@ -1,6 +1,7 @@
 """Builds an index, and brings an older one up to date: only files whose content has changed are read again.
 
-Everything is written in small transactions. A second call of the same command continues what a kill has left.
+Everything is written in small transactions, to a draft beside the content that is read until the draft is whole. A
+second call of the same command continues what a kill has left.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from quatrain.core.wording import printable
 from quatrain.data import catalog
 from quatrain.retrieval.bm25 import Bm25
 from quatrain.retrieval.chunkers import chunks_of, measure_of
+from quatrain.retrieval.contents import Draft, number_of
 from quatrain.retrieval.documents import IndexDocument
 from quatrain.retrieval.encoders import FileEncoder, kind_of, modalities_of
 from quatrain.retrieval.index import BM25_FOLDER, Index, state_of
 from quatrain.retrieval.readers import MARKER, TEXT, files_of, read_documents, unread
-from quatrain.retrieval.settings import INDEXES, IndexSettings, read_settings, write_settings
-from quatrain.retrieval.stores import Counts, open_store
+from quatrain.retrieval.settings import INDEXES, IndexSettings, read_settings
+from quatrain.retrieval.stores import Counts, SourceState, Store, open_store
 from quatrain.retrieval.words import Analyzer
 
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 256, 4_000_000
@@ -122,7 +124,7 @@ def build_index(
     if place.exists() and not place.is_dir():
         raise InputError(f"{place} is a file; give a folder for the index")
     has_marker = (place / MARKER).is_file()
-    if place.is_dir() and not has_marker and any(not each.name.startswith(".") for each in place.iterdir()):
+    if place.is_dir() and not has_marker and any(map(_is_foreign, place.iterdir())):
         raise InputError(f"{place} is no index and not empty; give a new folder for the index")
     if settings is None:
         settings = read_settings(place)[0] if has_marker else IndexSettings()
@@ -136,21 +138,26 @@ def build_index(
         )
     place.mkdir(parents=True, exist_ok=True)
     with FolderLock(place):
-        write_settings(place, settings, str(Path(origin).resolve()) if exists(origin) else origin)
-        store = open_store(settings.store, place, settings.location)
+        build = _Build(Draft(place), settings, origin, reporter, BuildReport(place, left_out=left))
         try:
-            build = _Build(Index(place, settings, store, origin), reporter, BuildReport(place, left_out=left))
             build.read(files)
             build.count_words()
             build.encode(dict(files))
             build.count_words()  # Files that an encoder could not read are gone.
-            build.report.counts = store.counts()
+            build.report.counts = build.store.counts()
         finally:
-            store.close()
-    if not build.report.counts.chunks:
-        problems = [f"{name}: {reason}" for name, reason in build.report.left_out[:NAMED]]
-        raise InputError(f"{source} has no text that can be searched", problems)
+            build.store.close()
+        if not build.report.counts.chunks:
+            build.draft.discard()
+            problems = [f"{name}: {reason}" for name, reason in build.report.left_out[:NAMED]]
+            raise InputError(f"{source} has no text that can be searched", problems)
+        build.draft.finish(settings, str(Path(origin).resolve()) if exists(origin) else origin)
     return build.report
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is none of an index whose first build was killed."""
+    return not path.name.startswith(".") and number_of(path) is None
 
 
 def _check_encoder(name: str) -> None:
@@ -160,17 +167,31 @@ def _check_encoder(name: str) -> None:
 
 
 class _Build:
-    """The steps of one build."""
+    """The steps of one build. `store` is that of the current content until something is to be written."""
 
-    def __init__(self, index: Index, reporter: Reporter, report: BuildReport):
-        self.index, self.store, self.reporter, self.report = index, index.store, reporter, report
-        self.settings = index.settings
+    def __init__(self, draft: Draft, settings: IndexSettings, source: str, reporter: Reporter, report: BuildReport):
+        self.draft, self.settings, self.source, self.reporter, self.report = draft, settings, source, reporter, report
+        self.is_writing = draft.path is not None or draft.current is None
+        self._open((draft.current if not self.is_writing else None) or draft.open())
+
+    def _open(self, content: Path) -> None:
+        settings = self.settings
+        self.store = open_store(settings.store, content, settings.location, read_only=not self.is_writing)
+        self.index = Index(self.draft.folder, content, settings, self.store, self.source)
+
+    def writable(self) -> Store:
+        """The store of the draft, which is made where there is none."""
+        if not self.is_writing:
+            self.is_writing = True
+            self.store.close()
+            self._open(self.draft.open())
+        return self.store
 
     def read(self, files: list[tuple[str, Path]]) -> None:
         """Read what is new, changed or unfinished, and forget what is gone."""
         known, names = self.store.sources(), {name for name, _ in files}
         for name in known.keys() - names:
-            self.store.remove(name)
+            self.writable().remove(name)
             self.report.removed += 1
         measure, more = measure_of(self.settings.chunks), self.settings.reading_digest()
         with self.reporter.task("read", total=len(files), unit="file") as task:
@@ -182,15 +203,19 @@ class _Build:
                         self.report.unchanged += 1
                         continue
                     done = state.documents if state is not None and state.digest == digest else 0
+                    batches = _batches(islice(read_documents(path, self.settings.columns), done, None))
+                    first = list(islice(batches, 1))  # A file that cannot be read changes nothing.
+                    store = self.writable()
                     if not done:
-                        self.store.begin(name, digest)
-                    documents = islice(read_documents(path, self.settings.columns), done, None)
-                    for batch in _batches(documents):
-                        self.store.add(name, [(each, chunks_of(each, self.settings.chunks, measure)) for each in batch])
-                    self.store.finish(name)
+                        known.setdefault(name, SourceState(digest, 0, complete=False))
+                        store.begin(name, digest)
+                    for batch in chain(first, batches):
+                        store.add(name, [(each, chunks_of(each, self.settings.chunks, measure)) for each in batch])
+                    store.finish(name)
                     self.report.read += 1
                 except InputError as error:
-                    self.store.remove(name)
+                    if name in known:
+                        self.writable().remove(name)
                     self.report.left_out.append((name, _reason(error, path)))
                 finally:
                     task.update(number)
@@ -199,26 +224,30 @@ class _Build:
         """BM25 of all chunks, where the saved one is of other chunks."""
         ids = self.store.chunk_ids()
         analyzer, state = Analyzer(self.settings.language), state_of(ids)
-        folder = self.index.folder / BM25_FOLDER
-        if Bm25.load(folder, state, analyzer) is None:
+        if Bm25.load(self.index.content / BM25_FOLDER, state, analyzer) is None:
+            self.writable()
             with self.reporter.task("count words", total=len(ids), unit="chunk") as task:
-                Bm25.build(_counted(self.index.texts(), task), ids, analyzer).save(folder, state)
+                Bm25.build(_counted(self.index.texts(), task), ids, analyzer).save(
+                    self.index.content / BM25_FOLDER, state
+                )
 
     def encode(self, files: Mapping[str, Path]) -> None:
         """Vectors of the chunks that have none; `files` are those of the source by their names in the index."""
         for space in self.store.spaces():
             if space not in self.settings.dense:
-                self.store.clear_vectors(space)
+                self.writable().clear_vectors(space)
         total = self.store.counts().chunks
         for space in self.settings.dense if total else ():
             encoder = self._encoder(space, total)
             if self.store.get(f"encoder {space}") != encoder.fingerprint:
-                self.store.clear_vectors(space)
+                self.writable().clear_vectors(space)
                 self.store.set(f"encoder {space}", encoder.fingerprint)
             wanted = self.index.chunks_for(encoder)
             missing = [number for number in self.store.without_vector(space) if number in wanted]
             is_of_files = hasattr(encoder, "encode_prepared")
             size = ENCODED_FILES if is_of_files else ENCODED
+            if missing:
+                self.writable()
             with self.reporter.task(f"vectors of {space}", total=len(missing), unit="chunk") as task:
                 for start in range(0, len(missing), size):
                     numbers = missing[start : start + size]
@@ -247,11 +276,12 @@ class _Build:
     def _encoder(self, space: str, total: int) -> Any:
         """The encoder of a space; one that is fitted on the chunks is fitted where it does not suit them."""
         kind: Any = kind_of(space)
-        encoder = kind.open_encoder(space, self.index.folder, self.settings.language)
+        encoder = kind.open_encoder(space, self.index.content, self.settings.language)
         if encoder is None or (hasattr(encoder, "fits") and not encoder.fits(total)):
             self.reporter.info(f"fitting {space} on {total:,} chunks")
             encoder = kind.fit((text for _, text in self.index.texts()), self.settings.language)
-            encoder.save(self.index.folder)
+            self.writable()
+            encoder.save(self.index.content)
         return encoder
 
 

@@ -23,7 +23,7 @@ from quatrain.retrieval.encoders import Encoder, FileEncoder, kind_of
 from quatrain.retrieval.readers import TEXT, modality_of
 from quatrain.retrieval.rerank import Reranker
 from quatrain.retrieval.retrievers import RETRIEVERS, fused
-from quatrain.retrieval.settings import IndexSettings, index_folder, read_settings
+from quatrain.retrieval.settings import IndexSettings, content_folder, index_folder, read_settings
 from quatrain.retrieval.stores import Store, StoredChunk, StoredDocument, open_store
 from quatrain.retrieval.words import Analyzer
 
@@ -68,8 +68,9 @@ class Hit:
 class Index:
     """Documents that can be searched. Threads may share it."""
 
-    def __init__(self, folder: Path, settings: IndexSettings, store: Store, source: str = ""):
+    def __init__(self, folder: Path, content: Path, settings: IndexSettings, store: Store, source: str = ""):
         self.folder, self.settings, self.store, self.source = folder, settings, store, source
+        self.content = content
         self._bm25: Bm25 | None = None
         self._encoders: dict[str, Encoder] | None = None
         self._rerankers: dict[str, Reranker] = {}
@@ -80,8 +81,16 @@ class Index:
     def open(cls, folder: str | Path) -> Index:
         """The index of a folder, or of a name in `indexes/`. Raises InputError for one that cannot be read."""
         path = index_folder(folder)
-        settings, source = read_settings(path)
-        return cls(path, settings, open_store(settings.store, path, settings.location, read_only=True), source)
+        while True:
+            settings, source = read_settings(path)
+            content = content_folder(path)
+            try:
+                store = open_store(settings.store, content, settings.location, read_only=True)
+            except InputError:
+                if content_folder(path) == content:
+                    raise
+                continue  # A build has just ended, and removed what it has replaced.
+            return cls(path, content, settings, store, source)
 
     def close(self) -> None:
         """Release the files."""
@@ -98,7 +107,7 @@ class Index:
         """BM25 of all chunks; counted anew where the saved one is of an older state."""
         if self._bm25 is None:
             ids = self.store.chunk_ids()
-            analyzer, folder = Analyzer(self.settings.language), self.folder / BM25_FOLDER
+            analyzer, folder = Analyzer(self.settings.language), self.content / BM25_FOLDER
             found = Bm25.load(folder, state_of(ids), analyzer)
             self._bm25 = found or Bm25.build((text for _, text in self.texts()), ids, analyzer)
         return self._bm25
@@ -108,7 +117,9 @@ class Index:
         if self._encoders is None:
             spaces, found = self.store.spaces(), dict[str, Encoder]()
             for space in self.settings.dense:
-                encoder = kind_of(space).open_encoder(space, self.folder, self.settings.language)
+                encoder = kind_of(space).open_encoder(space, self.content, self.settings.language)
+                if encoder is None and not self.content.is_dir():
+                    raise InputError(self._replaced())
                 if encoder is None or (space not in spaces and self.chunks_for(encoder)):
                     raise InputError(f"{self.folder} has no vectors of {space} yet: run quatrain index again")
                 if self.store.get(f"encoder {space}") != encoder.fingerprint:
@@ -254,8 +265,11 @@ class Index:
                 if len(hits) == k:
                     break
         except KeyError as error:
-            raise InputError(f"{self.folder} has been built again since it was opened: open it again") from error
+            raise InputError(self._replaced()) from error
         return hits
+
+    def _replaced(self) -> str:
+        return f"{self.folder} has been built again since it was opened: open it again"
 
     def _reranker(self, name: str) -> Reranker:
         if name not in self._rerankers:

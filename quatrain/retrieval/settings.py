@@ -1,4 +1,7 @@
-"""The settings of an index, and its folder: `index.json`, the store's files, `bm25/`, and what encoders were fitted."""
+"""The settings of an index, and its folder: `index.json`, and the content that it names.
+
+A content is a folder with the store's files, `bm25/`, and the encoders that were fitted.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from quatrain.core.errors import InputError
 from quatrain.core.reading import read_json, user_path
 from quatrain.core.settings import Listing, Problem, Settings, did_you_mean, parse
 from quatrain.retrieval.chunkers import ChunkSettings
-from quatrain.retrieval.readers import MARKER
+from quatrain.retrieval.readers import CONTENT, MARKER
 from quatrain.retrieval.stores import stores
 from quatrain.retrieval.words import LANGUAGES
 
-VERSION = 1
+VERSION = 2
 INDEXES = "indexes"
 """Where an index is made and looked for by its name alone."""
 
@@ -55,21 +58,40 @@ class IndexSettings(Settings):
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_settings(folder: Path, settings: IndexSettings, source: str) -> None:
-    """Write `index.json`."""
-    value = {"version": VERSION, "source": source, "settings": settings.model_dump(mode="json")}
+def write_settings(folder: Path, settings: IndexSettings, source: str, content: str) -> None:
+    """Write `index.json`. `content` is the name of the content that is read from now on."""
+    value = {"version": VERSION, "source": source, "content": content, "settings": settings.model_dump(mode="json")}
     write_json(folder / MARKER, value)
 
 
 def read_settings(folder: Path) -> tuple[IndexSettings, str]:
     """The settings of an index and what it was made of. Raises InputError for a folder that is no index."""
+    value = _marker(folder)
+    settings = parse(IndexSettings, value.get("settings") or {}, what=str(folder / MARKER))
+    return settings, str(value.get("source", ""))
+
+
+def content_folder(folder: Path) -> Path:
+    """The content of an index that is read. Raises InputError for a folder that is no index."""
+    name = _marker(folder).get("content")
+    if not isinstance(name, str) or not CONTENT.fullmatch(name):
+        raise InputError(
+            f"{folder / MARKER}: content {name!r}; must be content-N. Delete the folder and build it again"
+        )
+    return folder / name
+
+
+def _marker(folder: Path) -> dict[str, Any]:
+    """What `index.json` says. Raises InputError."""
     if not (folder / MARKER).is_file():
         raise InputError(f"{folder} is no index: it has no {MARKER}. Make one with: quatrain index FOLDER")
     value: dict[str, Any] = read_json(folder / MARKER)
     if value.get("version") != VERSION:
-        raise InputError(f"{folder / MARKER}: version {value.get('version')!r}; build the index again")
-    settings = parse(IndexSettings, value.get("settings") or {}, what=str(folder / MARKER))
-    return settings, str(value.get("source", ""))
+        raise InputError(
+            f"{folder / MARKER}: version {value.get('version')!r}; must be {VERSION}. Delete the folder and build the "
+            "index again"
+        )
+    return value
 
 
 def index_folder(name: str | Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +75,7 @@ def make_folder(folder: Path) -> None:
     """Create a run's folder, or raise InputError that says why this is impossible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
+        probe = folder / f".writable.{secrets.token_hex(6)}.partial"  # a leftover, if a kill comes now
         probe.write_bytes(b"")
         probe.unlink()
     except (FileExistsError, NotADirectoryError) as error:

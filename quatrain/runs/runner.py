@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from quatrain.core.atomic import disk_errors, write_json, write_text
+from quatrain.core.atomic import disk_errors, is_leftover, remove_leftovers, write_json, write_text
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.failures import failures_explained, stoppable
 from quatrain.core.locks import LOCK_NAME, FolderLock
@@ -150,6 +150,7 @@ class _Runner:
             self._clear()
         else:
             self._compare(reuse)
+        remove_leftovers(self.folder)
         self._write_state(finished=False)
         self._remove_other_stages()
         try:
@@ -179,7 +180,9 @@ class _Runner:
 
     def _refuse_foreign_folder(self) -> None:
         """Raise InputError for a folder that holds only files which no run has written."""
-        names = {path.name for path in self.folder.iterdir() if not path.name.startswith(LOCK_NAME)}
+        names = {
+            path.name for path in self.folder.iterdir() if not (path.name.startswith(LOCK_NAME) or is_leftover(path))
+        }
         if names and not names & {RECIPE_FILE, STATE_FILE}:
             raise InputError(
                 f"{self.folder} holds files and is no run ({', '.join(sorted(names)[:3])}); give this run another "

@@ -109,4 +109,10 @@ def test_killed_while_writing_the_old_file_stays(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script, str(path)], cwd=Path(__file__).parents[2])
     assert done.returncode == -signal.SIGKILL
+    (left,) = set(tmp_path.iterdir()) - {path}
+    (tmp_path / ".a.txt.partial").touch()  # of somebody else's
+    (tmp_path / "below" / ".bm25.01234567.partial").mkdir(parents=True)
+    assert [atomic.is_leftover(each) for each in (left, path, tmp_path / ".a.txt.partial")] == [True, False, False]
+    atomic.remove_leftovers(tmp_path)
+    assert {each.name for each in tmp_path.rglob("*")} == {"a.txt", ".a.txt.partial", "below"}
     assert path.read_text() == "old"

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +16,7 @@ from quatrain.retrieval.chunkers import ChunkSettings
 from quatrain.retrieval.index import Index
 from quatrain.retrieval.settings import IndexSettings
 from quatrain.retrieval.stores import open_store
+from quatrain.retrieval.stores.sqlite import SqliteStore
 from quatrain.retrieval.words import Analyzer
 
 bm25s = pytest.importorskip("bm25s")
@@ -83,49 +81,79 @@ def test_only_changed_files_are_read_again(notes, tmp_path):
     assert (report.read, report.counts.chunks) == (1, 3)
 
 
-KILLED = """
-import sys
-from quatrain.retrieval.building import build_index
-build_index(sys.argv[1], sys.argv[2])
-"""
+class Killed(BaseException):
+    """Ends a build as a kill does: nothing after it is written."""
 
 
-def test_a_killed_index_goes_on(tmp_path):
-    pytest.importorskip("nltk")
+def build_until(batches: int, monkeypatch: pytest.MonkeyPatch, *given: Any) -> None:
+    """A build that dies when it adds the documents of a batch."""
+    add, left = SqliteStore.add, [batches]
+
+    def dying(self: SqliteStore, *parts: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        add(self, *parts)
+
+    with monkeypatch.context() as context, pytest.raises(Killed):
+        context.setattr(SqliteStore, "add", dying)
+        build_index(*given)
+
+
+def test_a_killed_build_goes_on_and_the_old_index_answers_until_it_ends(tmp_path, monkeypatch):
+    """`benchmarks/kills.py` kills processes at any moment; here it happens inside of a file."""
+    monkeypatch.setattr("quatrain.retrieval.building.BATCH_DOCUMENTS", 50)
     folder, place = tmp_path / "data", tmp_path / "index"
     folder.mkdir()
     for part in range(2):
-        lines = (f'{{"text": "record {part} {number} holds word{number}"}}\n' for number in range(4_000))
+        lines = (f'{{"text": "record {part} {number} holds word{number}"}}\n' for number in range(200))
         (folder / f"{part}.jsonl").write_text("".join(lines))
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder), str(place)], start_new_session=True)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
-        if (place / "documents.sqlite").exists() and (place / "index.json").exists():
-            try:
-                store = open_store("sqlite", place, read_only=True)
-            except InputError:
-                continue
-            documents = store.counts().documents
-            store.close()
-            if documents > 500:
-                break
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    store = open_store("sqlite", place)
-    before = store.counts()
+    build_until(6, monkeypatch, folder, place)
+    with pytest.raises(InputError, match="is no index"):  # half of the documents would give wrong answers
+        Index.open(place)
+    store = open_store("sqlite", place / "content-1")
+    first = store.document(1)
+    assert store.counts().documents == 300
     store.close()
-    assert 0 < before.documents < 8_000, "the process was not killed half way"
-    with Index.open(place) as index:  # what is there can be searched
-        assert len(index.search("record holds", 3)) == 3
-    report = build_index(folder, place)
-    assert report.counts.documents == 8_000 and report.counts.chunks == 8_000
+    assert build_index(folder, place).counts.documents == 400
     with Index.open(place) as index:
-        assert hits(index, "word3999", k=3) == [
-            ("0.jsonl row 4000", "record 0 3999 holds word3999"),
-            ("1.jsonl row 4000", "record 1 3999 holds word3999"),
+        assert index.document(1) == first  # read once
+        assert hits(index, "word199", k=3) == [
+            ("0.jsonl row 200", "record 0 199 holds word199"),
+            ("1.jsonl row 200", "record 1 199 holds word199"),
         ]
-    assert build_index(folder, place).unchanged == 2
+        (folder / "1.jsonl").unlink()
+        (folder / "0.jsonl").write_text((folder / "0.jsonl").read_text().replace("holds", "has"))
+        build_until(2, monkeypatch, folder, place)
+        (place / ".content-2.0123456789ab.partial").mkdir()  # of an earlier kill
+        with Index.open(place) as again:
+            for each in (index, again):
+                assert [name for name, _ in hits(each, "word199")] == ["0.jsonl row 200", "1.jsonl row 200"]
+        assert build_index(folder, place).counts.documents == 200
+        assert hits(index, "word199", k=1) == [("0.jsonl row 200", "record 0 199 holds word199")]  # opened before
+    with Index.open(place) as index:
+        assert hits(index, "word199") == [("0.jsonl row 200", "record 0 199 has word199")]
+    assert build_index(folder, place).unchanged == 1
+    assert sorted(path.name for path in place.iterdir()) == ["content-2", "index.json"]
+
+
+def test_nothing_is_copied_where_nothing_has_changed_and_an_empty_source_changes_nothing(notes, tmp_path, monkeypatch):
+    place = tmp_path / "index"
+    build_index(notes, place)
+    (notes / "broken.pdf").write_bytes(b"%PDF-1.7 not really")
+    with monkeypatch.context() as context:
+        context.setattr("quatrain.retrieval.contents.shutil.copytree", None)
+        assert build_index(notes, place).unchanged == 2
+    for path in (notes / "cats.md", notes / "sub" / "dogs.txt"):
+        path.unlink()
+    with pytest.raises(InputError, match="no text that can be searched"):
+        build_index(notes, place)
+    with Index.open(place) as index:
+        assert hits(index, "dogs bark")[0][0] == "sub/dogs.txt"
+    assert sorted(path.name for path in place.iterdir()) == ["content-1", "index.json"]
+    (place / "index.json").write_text('{"version": 2, "content": "../.."}')
+    with pytest.raises(InputError, match="must be content-N"):
+        Index.open(place)
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_is_indexed(notes, tmp_path):
@@ -150,7 +178,7 @@ def test_file_names_cannot_write_lines_or_controls(tmp_path):
         Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_text("alpha beta")
     report = build_index(folder, tmp_path / "index")
     assert report.counts.sources == 3
-    store = open_store("sqlite", tmp_path / "index")
+    store = open_store("sqlite", tmp_path / "index" / "content-1")
     assert all(name.isprintable() for name in store.sources())
     store.close()
 

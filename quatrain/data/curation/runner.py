@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from quatrain.core.atomic import atomic_write, disk_errors, write_json
+from quatrain.core.atomic import atomic_write, disk_errors, remove_leftovers, write_json
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.locks import FolderLock
 from quatrain.core.progress import Reporter
@@ -474,7 +474,10 @@ def curate(
         sources = fingerprint_sources(recipe, folder, reporter)
         mark = _fingerprint(recipe, sources)
         _check_folder(folder, mark)
+        remove_leftovers(folder)
         if (folder / MANIFEST).is_file():
+            if not keep_work:  # A kill may have come between the manifest and the end.
+                shutil.rmtree(folder / WORK, ignore_errors=True)
             reporter.info(f"{folder} is whole already")
             return _finished(recipe, folder)
         job = Job(recipe, tuple(plan_units(recipe)), folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import re
 import stat
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
@@ -27,6 +28,8 @@ AT_ONCE = (".html", ".htm", ".xhtml", ".pdf", ".docx")
 TEXT = "text"
 """The modality of files that hold text."""
 MARKER = "index.json"
+CONTENT = re.compile(r"content-(\d{1,9})")
+"""The name of a folder in an index."""
 """The file that tells the folder of an index; such folders are never read."""
 
 
@@ -85,7 +88,7 @@ def files_of(folder: Path, modalities: Collection[str] = (TEXT,)) -> Iterator[tu
     for place, folders, names in os.walk(folder, onerror=unreadable):
         yield from problems
         problems.clear()
-        if MARKER in names and Path(place, MARKER).is_file() and Path(place, "documents.sqlite").exists():
+        if any(CONTENT.fullmatch(name) and _is_content(Path(place, name)) for name in folders):
             folders.clear()
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -94,6 +97,11 @@ def files_of(folder: Path, modalities: Collection[str] = (TEXT,)) -> Iterator[tu
                 path = Path(place, name)
                 yield path, _unusable(path, root, modalities)
     yield from problems
+
+
+def _is_content(folder: Path) -> bool:
+    """Whether a folder is the content of an index, or of one that is being built beside it."""
+    return (folder / "documents.sqlite").exists() or (folder.parent / MARKER).is_file()
 
 
 def unread(path: Path, modalities: Collection[str]) -> str | None:

@@ -139,8 +139,12 @@ def test_killed_curation_resumes_to_the_same_bytes(crawl: Path, tmp_path: Path) 
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
         assert not (killed / "manifest.json").exists()
+    (killed / "data" / ".train-000001.jsonl.0123456789ab.partial").touch()  # where a kill hits the writing of a shard
     run(load(str(path)), killed)
     assert contents(killed) == contents(whole)
+    (killed / "work" / "pass-0").mkdir(parents=True)  # and where it hits the cleaning up
+    run(load(str(path)), killed)
+    assert not (killed / "work").exists()
 
 
 def test_damaged_unit_is_done_again(crawl: Path, tmp_path: Path) -> None:
