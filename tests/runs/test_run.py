@@ -290,6 +290,16 @@ def test_a_folder_that_no_run_made_is_left_alone(tmp_path: Path, stages: Stages)
     assert (tmp_path / "full/thesis.txt").read_text() == "years of work"
 
 
+def test_what_a_kill_left_before_the_first_file_is_removed(tmp_path: Path, stages: Stages) -> None:
+    """A temporary file of the recipe was taken for a file of the user's, and the run refused ever after."""
+    left = [tmp_path / "full" / f".{name}.0123456789ab.partial" for name in ("recipe.toml", "writable")]
+    left[0].parent.mkdir()
+    for path in left:
+        path.touch()
+    assert go(tmp_path).model is not None
+    assert not any(path.exists() for path in left)
+
+
 def test_a_fault_in_the_report_costs_no_run(
     tmp_path: Path, stages: Stages, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
