@@ -139,6 +139,7 @@ def test_killed_curation_resumes_to_the_same_bytes(crawl: Path, tmp_path: Path) 
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
         assert not (killed / "manifest.json").exists()
+    (killed / "data").mkdir(exist_ok=True)
     (killed / "data" / ".train-000001.jsonl.0123456789ab.partial").touch()  # where a kill hits the writing of a shard
     run(load(str(path)), killed)
     assert contents(killed) == contents(whole)
