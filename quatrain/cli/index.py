@@ -84,14 +84,15 @@ def index(
     from quatrain.core.reading import user_path
     from quatrain.core.wording import format_duration
     from quatrain.retrieval.building import build_index, default_folder
-    from quatrain.retrieval.readers import MARKER
-    from quatrain.retrieval.settings import read_settings
+    from quatrain.retrieval.contents import known_settings
 
     folder = default_folder(source) if to is None else user_path(to, "the index")
-    known = read_settings(folder)[0] if (folder / MARKER).is_file() else None
     started = time.perf_counter()
     report = build_index(
-        source, folder, options.settings(known), reporter=create_reporter(json_lines=json_lines, quiet=quiet)
+        source,
+        folder,
+        options.settings(known_settings(folder)),
+        reporter=create_reporter(json_lines=json_lines, quiet=quiet),
     )
     seconds, counts = time.perf_counter() - started, report.counts
     if json_lines:

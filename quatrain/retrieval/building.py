@@ -22,12 +22,12 @@ from quatrain.core.wording import printable
 from quatrain.data import catalog
 from quatrain.retrieval.bm25 import Bm25
 from quatrain.retrieval.chunkers import chunks_of, measure_of
-from quatrain.retrieval.contents import Draft, number_of
+from quatrain.retrieval.contents import Draft, known_settings, number_of
 from quatrain.retrieval.documents import IndexDocument
 from quatrain.retrieval.encoders import FileEncoder, kind_of, modalities_of
 from quatrain.retrieval.index import BM25_FOLDER, Index, state_of
 from quatrain.retrieval.readers import MARKER, TEXT, files_of, read_documents, unread
-from quatrain.retrieval.settings import INDEXES, IndexSettings, read_settings
+from quatrain.retrieval.settings import INDEXES, IndexSettings
 from quatrain.retrieval.stores import Counts, SourceState, Store, open_store
 from quatrain.retrieval.words import Analyzer
 
@@ -127,7 +127,7 @@ def build_index(
     if place.is_dir() and not has_marker and any(map(_is_foreign, place.iterdir())):
         raise InputError(f"{place} is no index and not empty; give a new folder for the index")
     if settings is None:
-        settings = read_settings(place)[0] if has_marker else IndexSettings()
+        settings = known_settings(place) or IndexSettings()
     for name in settings.dense:
         _check_encoder(name)
     Analyzer(settings.language)  # Refuses a missing library before anything is read.
@@ -138,7 +138,8 @@ def build_index(
         )
     place.mkdir(parents=True, exist_ok=True)
     with FolderLock(place):
-        build = _Build(Draft(place), settings, origin, reporter, BuildReport(place, left_out=left))
+        draft = Draft(place, settings, str(Path(origin).resolve()) if exists(origin) else origin)
+        build = _Build(draft, reporter, BuildReport(place, left_out=left))
         try:
             build.read(files)
             build.count_words()
@@ -148,10 +149,10 @@ def build_index(
         finally:
             build.store.close()
         if not build.report.counts.chunks:
-            build.draft.discard()
+            draft.discard()
             problems = [f"{name}: {reason}" for name, reason in build.report.left_out[:NAMED]]
             raise InputError(f"{source} has no text that can be searched", problems)
-        build.draft.finish(settings, str(Path(origin).resolve()) if exists(origin) else origin)
+        draft.finish()
     return build.report
 
 
@@ -169,15 +170,15 @@ def _check_encoder(name: str) -> None:
 class _Build:
     """The steps of one build. `store` is that of the current content until something is to be written."""
 
-    def __init__(self, draft: Draft, settings: IndexSettings, source: str, reporter: Reporter, report: BuildReport):
-        self.draft, self.settings, self.source, self.reporter, self.report = draft, settings, source, reporter, report
+    def __init__(self, draft: Draft, reporter: Reporter, report: BuildReport):
+        self.draft, self.settings, self.reporter, self.report = draft, draft.settings, reporter, report
         self.is_writing = draft.path is not None or draft.current is None
         self._open((draft.current if not self.is_writing else None) or draft.open())
 
     def _open(self, content: Path) -> None:
         settings = self.settings
         self.store = open_store(settings.store, content, settings.location, read_only=not self.is_writing)
-        self.index = Index(self.draft.folder, content, settings, self.store, self.source)
+        self.index = Index(self.draft.folder, content, settings, self.store, self.draft.source)
 
     def writable(self) -> Store:
         """The store of the draft, which is made where there is none."""
