@@ -26,7 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "loss": 1.88,
         "overrides": ["stage.pretrain.train.steps=150", "stage.pretrain.train.evaluate_every=50"],
     },
-    "long": {"seconds": 137, "loss": 1.55, "overrides": []},
+    "long": {"seconds": 137, "loss": 1.47, "overrides": []},
 }
 """Each setting: the time allowed, the loss to reach in it, and how the recipe is changed."""
 TINY = """model.hidden_size=32 model.intermediate_size=64 model.num_hidden_layers=1 model.num_attention_heads=2
