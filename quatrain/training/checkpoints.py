@@ -62,10 +62,16 @@ def write(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in found(folder)[:-keep]:
-        if old not in {place(folder, each) for each in protect}:
-            shutil.rmtree(old, ignore_errors=True)
+    prune(folder, keep=keep, protect=protect)
     return final
+
+
+def prune(folder: Path, *, keep: int = 2, protect: Collection[int] = ()) -> None:
+    """Remove all checkpoints but the newest `keep` and the steps in `protect`, and what was never finished."""
+    kept = {place(folder, each) for each in protect}
+    stale = [old for old in found(folder)[:-keep] if old not in kept]
+    for old in (*stale, *folder.glob(".step-*.partial")):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def place(folder: Path, step: int) -> Path:

@@ -414,7 +414,6 @@ class Trainer:
         if parallel.shards:
             weights, tensors = self._write_shards(self.folder, tensors), {}
         if parallel.is_main:
-            best = self.best.step if self.keeps_best else None
             with self.weights.full():
                 checkpoints.write(
                     self.folder,
@@ -423,10 +422,15 @@ class Trainer:
                     state=self._state(),
                     tensors=tensors,
                     data=self._source_tensors(),
-                    protect=() if best is None else (best,),
+                    protect=self._protected(),
                 )
         parallel.barrier()
         return checkpoints.place(self.folder, self.steps_done)
+
+    def _protected(self) -> list[int]:
+        """Steps whose checkpoints stay: that of the best weights, where they are kept."""
+        best = self.best.step if self.keeps_best else None
+        return [] if best is None else [best]
 
     def _source_tensors(self) -> dict[str, Tensor]:
         """The tensors of a stream that makes its data during the run."""
@@ -481,6 +485,8 @@ class Trainer:
         self.metrics = state["metrics"]
         self.guard.load_state(state["guard"])
         self.best.load_state(state["best"])
+        if self.parallel.is_main:  # A kill may have come before the old ones were removed.
+            checkpoints.prune(self.folder, protect=[step, *self._protected()])
         self.hooks.resumed(self.steps_done)
         return state, tensors
 

@@ -98,6 +98,11 @@ class Page:
         """Presses a button of a message, the first being 0."""
         self.page.locator(".message").nth(message).get_by_role("button", name=what).click()
 
+    def has_kept(self, text: str) -> None:
+        """Waits until this window finds a text in what the browser keeps: windows save some moments after a change."""
+        found = "text => Object.values(localStorage).some(value => value.includes(text))"
+        self.page.wait_for_function(found, arg=text, polling=50)
+
     @property
     def saved(self) -> list[dict[str, Any]]:
         """The conversations as another page would export them."""
@@ -249,12 +254,15 @@ def test_conversations_survive_a_reload_an_export_and_an_import(page: Page, tmp_
 
 def test_two_windows_keep_each_other_s_conversations(page: Page) -> None:
     page.set(max_new_tokens=3)
+    page.has_kept('"max_new_tokens":3')  # or the other window would read the settings before, and answer for long
     other = page.context.new_page()
     other.goto(page.page.url)
+    expect(other.locator("body[data-ready]")).to_have_count(1)
     for window, text in ((page.page, "First"), (other, "Second")):
         window.fill("#question", text)
         window.press("#question", "Enter")
         expect(window.locator(".message.assistant[aria-busy=false]")).to_have_count(1)
+        page.has_kept(f'"{text}"')  # Playwright closes a window without the event in which the page would save.
     other.close()
     page.page.reload()
     page.is_ready()

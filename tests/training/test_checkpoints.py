@@ -206,6 +206,9 @@ def test_the_newest_two_and_the_protected_ones_stay(tmp_path):
     for step in range(1, 7):
         write(tmp_path, step, protect=(2,) if step >= 2 else ())
     assert [path.name for path in checkpoints.found(tmp_path)] == ["step-00000002", "step-00000005", "step-00000006"]
+    (tmp_path / ".step-00000007.partial").mkdir()  # of a kill
+    checkpoints.prune(tmp_path, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
 
 
 def test_what_was_written_is_read(tmp_path):
