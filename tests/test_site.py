@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import forks
 import pytest
 from browsers import ARGUMENTS, CHROMIUM, SECONDS
 
@@ -42,7 +41,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("built") / "site"
-    done = subprocess.run([sys.executable, "tools/build_site.py", str(out)], cwd=ROOT, capture_output=True, text=True)
+    done = forks.run(["tools/build_site.py", str(out)], cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 

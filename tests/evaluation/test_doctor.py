@@ -4,10 +4,9 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from battery import all_cases, theirs
@@ -116,9 +115,7 @@ sys.exit(main(["doctor", sys.argv[1], "--json", "--only", *sys.argv[2:]]))
 @pytest.mark.slow
 def test_without_transformers_the_other_rows_run(chatty):
     names = ["transformers-logits", "peft", "cache", "chat-training", "chat-export", "chat-stop", "merge"]
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, str(chatty), *names], capture_output=True, text=True, timeout=120
-    )
+    done = forks.run(["-c", WITHOUT, str(chatty), *names])
     assert done.returncode == 0, done.stderr
     checks = {row["name"]: row for row in json.loads(done.stdout)["examination"]["checks"]}
     assert checks["transformers-logits"]["status"] == checks["peft"]["status"] == "not run"

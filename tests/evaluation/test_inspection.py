@@ -73,13 +73,13 @@ def words(count: int = VOCABULARY) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def read(tmp_path_factory):
+def read():
     """Our model of a case, read once."""
     kept: dict[str, Model] = {}
 
     def of(case):
         if case.name not in kept:
-            kept[case.name] = battery.ours(case, tmp_path_factory.mktemp("model"))
+            kept[case.name] = battery.loaded(case)
         return kept[case.name]
 
     return of

@@ -38,8 +38,8 @@ def said_by_them(case, text, ends, beams):
 
 
 @pytest.mark.parametrize("case", SPEAKERS, ids=str)
-def test_greedy_and_beam_ids(case, tmp_path):
-    model = battery.ours(case, tmp_path)
+def test_greedy_and_beam_ids(case):
+    model = battery.loaded(case)
     generator = torch.Generator().manual_seed(1)
     texts = [torch.randint(3, battery.VOCABULARY, (n,), generator=generator).tolist() for n in (11, 3, 1, 7)]
     free = Engine(model, end_ids=[]).generate(texts, SamplingParams(NEW))

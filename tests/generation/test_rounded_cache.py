@@ -113,9 +113,9 @@ def test_in_any_company_and_from_the_cache(name, case):
     assert engine.scheduler.runner.cache.form == name
 
 
-def test_an_encoder_decoder_rounds_both_attentions(tmp_path):
+def test_an_encoder_decoder_rounds_both_attentions():
     case = next(each for each in SPEAKERS if each.seq2seq)
-    model = battery.ours(case, tmp_path)
+    model = battery.loaded(case)
     texts = prompts(3, seed=1)
     engine = Engine(model, end_ids=[], kv_cache="int8")
     together = engine.generate(texts, SamplingParams(6))

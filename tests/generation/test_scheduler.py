@@ -21,9 +21,9 @@ from quatrain.planning.limits import check_generation
 
 
 @pytest.mark.parametrize("case", SPEAKERS, ids=str)
-def test_every_family_in_any_company(case, tmp_path):
+def test_every_family_in_any_company(case):
     """Together, in parts, from the cache, and as they were alone."""
-    model = battery.ours(case, tmp_path)
+    model = battery.loaded(case)
     params, ends = SamplingParams(9), [5, 6, 7]
     texts = prompts(3, stem=range(30, 36), high=9) + prompts(3, seed=1)
     expected = [alone(model, text, params, ends) for text in texts]
@@ -150,9 +150,9 @@ def test_several_samples_of_one_prompt_are_read_once():
     assert [each.ids for each in apart] == [each.ids for each in (found, *found.alternatives)]
 
 
-def test_the_encoder_reads_a_prompt_once_for_all_its_samples(tmp_path, monkeypatch):
+def test_the_encoder_reads_a_prompt_once_for_all_its_samples(monkeypatch):
     case = next(case for case in SPEAKERS if case.seq2seq)
-    model, calls = battery.ours(case, tmp_path), []
+    model, calls = battery.loaded(case), []
     encode = model._encode
     monkeypatch.setattr(model, "_encode", lambda ids, **more: calls.append(ids.shape) or encode(ids, **more))
     engine, text = engine_of(model, end_ids=[]), prompts(1, low=12, high=13)[0]

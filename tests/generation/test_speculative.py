@@ -70,8 +70,8 @@ def test_greedy_ids_are_those_of_plain_decoding(name, kind):
 
 
 @pytest.mark.parametrize("case", SPEAKERS[::3], ids=str)
-def test_families_accept_and_reject(case, tmp_path):
-    model, params = battery.ours(case, tmp_path), SamplingParams(14)
+def test_families_accept_and_reject(case):
+    model, params = battery.loaded(case), SamplingParams(14)
     texts = prompts(5, high=9)
     expected = [alone(model, text, params, []) for text in texts]
     oracle = Oracle({tuple(text): each.ids for text, each in zip(texts, expected, strict=True)})

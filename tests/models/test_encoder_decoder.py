@@ -27,13 +27,13 @@ END = battery.END
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models():
     """Ours, of each case that is asked for, read once."""
     found = {}
 
     def of(name):
         if name not in found:
-            found[name] = battery.ours(CASES[name], tmp_path_factory.mktemp("model"))
+            found[name] = battery.loaded(CASES[name])
         return found[name]
 
     return of

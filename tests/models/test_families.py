@@ -7,18 +7,18 @@ EVERY = pytest.mark.parametrize("case", battery.all_cases(), ids=str)
 
 
 @EVERY
-def test_logits(case, tmp_path):
-    battery.check_logits(case, tmp_path)
+def test_logits(case):
+    battery.check_logits(case)
 
 
 @EVERY
-def test_loss_and_gradients(case, tmp_path):
-    battery.check_loss_and_gradients(case, tmp_path)
+def test_loss_and_gradients(case):
+    battery.check_loss_and_gradients(case)
 
 
 @EVERY
-def test_hidden_states_and_attention_weights(case, tmp_path):
-    battery.check_trace(case, tmp_path)
+def test_hidden_states_and_attention_weights(case):
+    battery.check_trace(case)
 
 
 @EVERY
@@ -27,5 +27,5 @@ def test_written_by_us_read_by_them(case, tmp_path):
 
 
 @EVERY
-def test_cached_decoding(case, tmp_path):
-    battery.check_cache(case, tmp_path)
+def test_cached_decoding(case):
+    battery.check_cache(case)

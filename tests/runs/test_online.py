@@ -1,8 +1,10 @@
 """The ppo stage in a recipe: prompts of every kind, metrics, the preflight, resume, and two processes as one."""
 
 import json
+import sys
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from processes import two_forks
@@ -208,7 +210,8 @@ def test_prompts_that_do_not_fit_are_left_out(text: str, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_preflight_measures_whole_phases(text: str) -> None:
+def test_the_preflight_measures_whole_phases(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", forks.python())
     told = preflight(loads(text.replace("MORE", "")))
     (stage,) = told.stages
     assert not told.problems and stage.steps == 6 and stage.seconds and stage.data.samples

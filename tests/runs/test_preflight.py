@@ -1,8 +1,10 @@
 """`quatrain check` on whole recipes: what it says of each stage, measures and refuses; and the same before a run."""
 
 import json
+import sys
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from quick_set import some
@@ -52,7 +54,8 @@ def test_each_stage_is_told_and_measured(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("steps", some([1, 2, 3], [1]))
-def test_a_training_of_few_steps_is_measured(text: str, steps: int) -> None:
+def test_a_training_of_few_steps_is_measured(text: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", forks.python())
     short = text[: text.index('[[stage]]\nkind = "finetune"')].replace("steps = 40", f"steps = {steps}")
     told = preflight(loads(short.replace("warmup_steps = 2", 'warmup_steps = 0, schedule = "constant"')))
     assert not told.problems and told.stages[0].seconds > 0

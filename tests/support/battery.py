@@ -4,8 +4,11 @@ counts.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import pkgutil
+import shutil
+import tempfile
 import warnings
 from dataclasses import dataclass, field
 from functools import cache
@@ -129,6 +132,20 @@ def ours(case: Case, folder: Path) -> Model:
     return model_folder.load(folder, head=case.head)
 
 
+@cache
+def _written(case: Case) -> Path:
+    """A folder that transformers has written, once for all checks of a case."""
+    folder = tempfile.mkdtemp(prefix="quatrain-battery-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    theirs(case).save_pretrained(folder)
+    return Path(folder)
+
+
+def loaded(case: Case) -> Model:
+    """A model of its own, read from the files of the case, which nothing changes."""
+    return model_folder.load(_written(case), head=case.head)
+
+
 def batch(case: Case, padding: str = "none", rows: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask (B, T), or (B, 2, T) for multiple choice; ragged with padding on one side."""
     generator = torch.Generator().manual_seed(1)
@@ -185,9 +202,9 @@ def compare(case: Case, actual: Any, expected: Any, mask: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, **TOLERANCE)
 
 
-def check_logits(case: Case, folder: Path) -> None:
+def check_logits(case: Case) -> None:
     """The same logits without padding and with padding on either side."""
-    model = ours(case, folder)
+    model = loaded(case)
     for padding in ("none", "right", "left") if case.left_padding else ("none", "right"):
         ids, mask = batch(case, padding)
         more = {}
@@ -206,9 +223,9 @@ def _takes_positions(case: Case) -> bool:
     return "position_ids" in inspect.signature(theirs(case).forward).parameters and "MultipleChoice" not in case.model
 
 
-def check_loss_and_gradients(case: Case, folder: Path) -> None:
+def check_loss_and_gradients(case: Case) -> None:
     """The same mean loss, and the same gradient of every parameter."""
-    model = ours(case, folder)
+    model = loaded(case)
     if case.head in ("embedding", "value") or (case.model.endswith("Model") and not case.model.endswith("MTModel")):
         return
     # transformers lets a span begin in padding, whose logits are no one's; ours cannot
@@ -303,11 +320,11 @@ def _ragged(ids: torch.Tensor, mask: torch.Tensor, generator: torch.Generator) -
     return labels.masked_fill((torch.rand(ids.shape, generator=generator) < 0.3) | (mask == 0), -100)
 
 
-def check_trace(case: Case, folder: Path) -> None:
+def check_trace(case: Case) -> None:
     """The same hidden states and attention weights, self and cross; the visible path gives what the fast one gives."""
     if "MultipleChoice" in case.model:
         return
-    model = ours(case, folder)
+    model = loaded(case)
     ids, mask = batch(case, "right")
     trace = Trace()
     with torch.no_grad():
@@ -340,19 +357,19 @@ def check_round_trip(case: Case, folder: Path) -> None:
     """Written by us, read by transformers without a warning: the same tensors bit for bit, and the same
     configuration.
     """
-    model = ours(case, folder / "theirs")
-    model_folder.save(model, folder / "ours")
+    model = loaded(case)
+    model_folder.save(model, folder)
     reference = theirs(case)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        back, info = type(reference).from_pretrained(folder / "ours", output_loading_info=True)
+        back, info = type(reference).from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), f"transformers found something amiss: {info}"
     assert {name: tensor.shape for name, tensor in reference.state_dict().items()} == {
         name: tensor.shape for name, tensor in back.state_dict().items()
     }
     returned = back.state_dict()
     assert all(torch.equal(tensor, returned[name]) for name, tensor in reference.state_dict().items())
-    again = model_folder.load(folder / "ours", head=case.head)
+    again = model_folder.load(folder, head=case.head)
     assert again.config == model.config
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
     ids, mask = batch(case, "right")
@@ -362,9 +379,9 @@ def check_round_trip(case: Case, folder: Path) -> None:
         compare(case, their_logits(case, back.eval()(input_ids=ids, attention_mask=mask, **more)), expected, mask)
 
 
-def check_cache(case: Case, folder: Path) -> None:
+def check_cache(case: Case) -> None:
     """Reading token by token, or in portions, with a cache gives the logits of reading at once, padded or not."""
-    model = ours(case, folder)
+    model = loaded(case)
     scaling = model.config.rope_scaling
     if model.config.head not in ("causal", "seq2seq") or (scaling is not None and scaling.kind == "dynamic"):
         # what is kept under a dynamic scaling has the frequencies of the shorter text: tests/models/test_rotary.py

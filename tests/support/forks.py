@@ -86,6 +86,7 @@ class Server:
 
     def __init__(self, modules: Sequence[str]):
         self._address = str(Path(tempfile.mkdtemp(dir=_place())) / "socket")
+        self.python = python_beside(self._address)
         self._process = subprocess.Popen(
             [sys.executable, __file__, self._address, *modules],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -114,6 +115,16 @@ class Server:
 def server(modules: tuple[str, ...]) -> Server:
     """The server of this process with these modules; it starts when it is first used."""
     return Server(modules)
+
+
+def python() -> str:
+    """What `sys.executable` has to be where the tested code starts it: what that runs is a fork."""
+    return server(QUATRAIN).python if hasattr(os, "fork") else sys.executable
+
+
+def python_beside(address: str) -> str:
+    """The path of the Python that asks at an address."""
+    return str(Path(address).parent / "python")
 
 
 @functools.cache
@@ -171,11 +182,10 @@ def serve(address: str, modules: Sequence[str]) -> int:
     for name in ("multiprocessing.spawn", *modules):  # what multiprocessing starts is Python itself
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    place = Path(address).parent / "python"
     client = [sys.executable, "-I", "-S", fork_client.__file__, address, sys.executable]
-    place.write_text(f'#!/bin/sh\nexec {shlex.join(client)} "$@"\n', encoding="utf-8")
-    place.chmod(0o700)
-    sys.executable = str(place)
+    sys.executable = python_beside(address)
+    Path(sys.executable).write_text(f'#!/bin/sh\nexec {shlex.join(client)} "$@"\n', encoding="utf-8")
+    Path(sys.executable).chmod(0o700)
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -2,11 +2,10 @@
 
 import math
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
+import forks
 import pytest
 import torch
 from tiny_configs import GROUPED, MORE_GROUPED, tiny
@@ -418,7 +417,7 @@ def test_the_likeliest_token_of_odd_logits(threads: int, monkeypatch: pytest.Mon
 @pytest.mark.slow
 def test_other_processors() -> None:
     """The same without the instructions of AVX-512, as on older processors."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "every_choice or int4 or int8 or row"]
+    words = ["-m", "pytest", "-q", "-x", __file__, "-k", "every_choice or int4 or int8 or row"]
     environment = os.environ | {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = forks.run(words, env=environment)  # whose Numba is not imported yet
     assert done.returncode == 0, done.stdout[-3000:]
