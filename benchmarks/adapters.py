@@ -2,7 +2,8 @@
 
 Our adapter is written as a PEFT folder that theirs reads, so that both begin at the same numbers; QLoRA is our NF4
 beside bitsandbytes'. Every turn is a process of its own, ours and theirs take turns, the first steps are not counted,
-and the loss of every step is compared.
+and the loss of every step is compared. The processor time of a step is that of all threads; on a
+busy machine compare it with OMP_NUM_THREADS=1.
 
     python benchmarks/adapters.py [--methods lora qlora] [--precisions bfloat16 float32] [--repeat 3] [--steps 6]
         [--rows 4] [--length 512] [--shape llama]
@@ -120,13 +121,19 @@ def compare(method: str, precision: str, chosen: Any, folder: Path) -> dict[str,
     for side in SIDES:
         steps = [steps_of(run) for run in found[side]]
         rates, peak = spread(tokens / median(each) for each in steps), max(run["peak_bytes"] for run in found[side])
+        processor = spread(median(steps_of(run, "processor_times")) for run in found[side])
         sides[side] = {"tokens_per_second": rates, "peak_bytes": peak, "losses": found[side][0]["losses"]}
+        sides[side] |= {"processor_seconds": processor}
         speeds = f"{rates['median']:>8,.0f} tokens/s ({rates['min']:,.0f} to {rates['max']:,.0f})"
-        print(f"  {side:<10}{speeds}  peak {peak / 1e9:.2f} GB", flush=True)
+        cost = f"processor time {processor['median']:.2f} s a step"
+        print(f"  {side:<10}{speeds}  peak {peak / 1e9:.2f} GB  {cost}", flush=True)
     result = beside(*(sides[side] for side in SIDES))
+    left_seconds, right_seconds = (sides[side]["processor_seconds"]["median"] for side in SIDES)
+    result["processor_time_ratio"] = right_seconds / left_seconds
     left, apart = sides[SIDES[0]], result["loss_differences"]
     print(
-        f"  {result['tokens_per_second_ratio']:.2f}x their tokens/s, {result['memory_ratio']:.2f}x their memory\n"
+        f"  {result['tokens_per_second_ratio']:.2f}x their tokens/s ({result['processor_time_ratio']:.2f}x by "
+        f"processor time), {result['memory_ratio']:.2f}x their memory\n"
         f"  losses {left['losses'][0]:.4f} to {left['losses'][-1]:.4f}; apart by {apart[0]:.1e} at the first step, "
         f"{max(apart):.1e} at most",
         flush=True,

@@ -77,6 +77,19 @@ def windows(vocabulary: int, rows: int, length: int) -> Any:
     return Windows(tokens, length=length, rows=rows, seed=0)
 
 
+class StepEnds:
+    """When each step ended, by the clock and in processor time, which other processes hardly change."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.processor_times: list[float] = []
+
+    def add(self) -> None:
+        """One step has ended."""
+        self.times.append(time.perf_counter())
+        self.processor_times.append(time.process_time())
+
+
 def ours(
     folder: Path, precision: str, rows: int, length: int, steps: int, device: str, *, compiled: bool = False
 ) -> dict[str, Any]:
@@ -99,14 +112,11 @@ def train_ours(
         {**COMMON, "steps": steps, "batch_tokens": rows * length, "precision": precision, "warmup_steps": WARMUP}
         | {"schedule": "cosine", "log_every": 1, "compile": compiled}
     )
-    times: list[float] = []
+    ends = StepEnds()
     losses: list[float] = []
-    hooks = Hooks(
-        progress=lambda step, **metrics: times.append(time.perf_counter()),
-        log=lambda entry: losses.append(entry["loss"]),
-    )
+    hooks = Hooks(progress=lambda step, **metrics: ends.add(), log=lambda entry: losses.append(entry["loss"]))
     Trainer(model, Causal(), stream, settings, steps=steps, hooks=hooks).train()
-    return {"times": times, "losses": losses}
+    return vars(ends) | {"losses": losses}
 
 
 def theirs(folder: Path, precision: str, rows: int, length: int, steps: int, device: str) -> dict[str, Any]:
@@ -137,11 +147,11 @@ def train_theirs(model: Any, precision: str, rows: int, length: int, steps: int,
     examples = [
         {"input_ids": row, "labels": torch.cat((row.new_tensor([-100]), row[1:]))} for batch in batches for row in batch
     ]
-    times: list[float] = []
+    ends = StepEnds()
 
     class Clock(transformers.TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter())
+            ends.add()
 
     class Same(transformers.Trainer):  # type: ignore[misc]
         """Their Trainer with the windows in order, and our schedule."""
@@ -178,7 +188,7 @@ def train_theirs(model: Any, precision: str, rows: int, length: int, steps: int,
         trainer = Same(model=model, args=arguments, train_dataset=examples, callbacks=[Clock()])
         trainer.remove_callback(transformers.trainer_callback.PrinterCallback)  # prints where this worker answers
         trainer.train()
-    return {"times": times, "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
+    return vars(ends) | {"losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
 
 
 def products(folder: Path, precision: str, rows: int, length: int, device: str) -> dict[str, Any]:
@@ -306,9 +316,9 @@ def summary(runs: list[dict[str, Any]], limits: dict[str, float], tokens: int, f
     }
 
 
-def steps_of(run: dict[str, Any]) -> list[float]:
-    """Seconds of the steps of a turn that count."""
-    return [after - before for before, after in zip(run["times"][WARM - 1 :], run["times"][WARM:], strict=False)]
+def steps_of(run: dict[str, Any], clock: str = "times") -> list[float]:
+    """Seconds of the steps of a turn that count; `clock` is a list of `StepEnds`."""
+    return [after - before for before, after in zip(run[clock][WARM - 1 :], run[clock][WARM:], strict=False)]
 
 
 def beside(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
