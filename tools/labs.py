@@ -36,7 +36,7 @@ LABS = ROOT / "docs" / "labs"
 PICTURES = ROOT / "docs" / "images" / "labs"
 OUTPUT = re.compile(r"<!-- output -->\n.*?<!-- end of output -->\n\n", re.DOTALL)
 TIME = re.compile(r"\n<!-- time -->\n.*\n$")
-COLORS = 48
+COLORS = 128
 """Colours of a picture: few, so that it is small."""
 STYLE = {
     "figure.dpi": 88,

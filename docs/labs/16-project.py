@@ -124,8 +124,8 @@ print(f"{seconds:.0f} s")
 # %% [markdown]
 # ## Run it
 #
-# One call runs all stages. Had a gate failed, the run would stop there, say which number was missing, and keep what is finished. (Times are by the clock. This page was made on a busy machine: the processor worked less
-# than three minutes.)
+# One call runs all stages. Had a gate failed, the run would stop there, say which number was missing, and keep what is finished. (Times are by
+# the clock, on one core.)
 
 # %%
 run = quatrain.run(recipe, reporter=SilentReporter())
