@@ -125,7 +125,7 @@ ax.fill_between(x, torch.exp(-(x**2) / 2), color="#c8ccd2", label="weights of a 
 largest = 2.4  # of 64 normal numbers, on average
 ax.vlines(code * largest, 0, 1, color="#2f6fbf", linewidth=1.2, label="NF4")
 ax.vlines(torch.arange(-7, 8) / 7 * largest, -0.25, -0.03, color="#e08a1e", linewidth=1.2, label="int4")
-ax.set(title="The values that 4 bits can mean", yticks=[], xlim=(-3, 6.2))
+ax.set(title="The values that 4 bits can mean", yticks=[], xlim=(-3, 4.6))
 ax.legend(fontsize=7)
 plt.show()
 
@@ -269,7 +269,7 @@ figure, ax = plt.subplots(figsize=(4.8, 2.2))
 ax.plot(list(by_hand), list(by_hand.values()), "o-", color="#2f6fbf", markersize=3, label="integers, groups of 64")
 ax.plot([4], [results["nf4"][1]], "s", color="#e08a1e", label="NF4")
 ax.axhline(reference, color="#c8ccd2", linestyle="--", label="float32")
-ax.set(title="Loss by bits of a weight", xlabel="bits", ylabel="nats a token")
+ax.set(title="Loss by bits of a weight", xlabel="bits", ylabel="nats a token", yscale="log")
 ax.legend(fontsize=7)
 plt.show()
 
