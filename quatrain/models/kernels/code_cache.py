@@ -29,7 +29,7 @@ def numba_problem() -> str | None:
     """Why Numba cannot compile the step, found without importing it; None if it can."""
     oldest = ".".join(map(str, OLDEST_NUMBA))
     if importlib.util.find_spec("numba") is None:
-        return f"native code needs Numba {oldest} or later, which is not installed (pip install 'quatrain[fast]')"
+        return f"Numba is not installed (pip install 'quatrain[fast]'); native code needs {oldest} or later"
     version = importlib.metadata.version("numba")
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_NUMBA:
         return f"native code needs Numba {oldest} or later; installed is {version} (pip install -U 'quatrain[fast]')"
