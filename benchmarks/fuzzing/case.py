@@ -28,6 +28,8 @@ class Case:
     """Whether it takes an interpreter of its own, because it is about how one begins or ends."""
     before: Callable[[], None] | None = None
     """What is done in the process at the last moment: close a stream."""
+    call: Callable[[], int] | None = None
+    """What is called instead of the command line; its exit code."""
 
 
 class Bench:

@@ -232,10 +232,9 @@ def runs(bench: Bench) -> Case:
     return Case(draw.choice(choices), about, ANY)
 
 
-KINDS: dict[str, tuple[Callable[[Bench], Case], float]] = {
-    "flags": (flags, 16),
-    "recipes": (recipes, 8),
-    "overrides": (overrides, 6),
-    "runs": (runs, 3),
+ENTRIES: dict[str, dict[str, tuple[Callable[[Bench], Case], float]]] = {
+    "command line": {"flags": (flags, 16)},
+    "recipes": {"recipes": (recipes, 8), "overrides": (overrides, 6)},
+    "runs": {"runs": (runs, 3)},
 }
-"""What makes an input, and its share."""
+"""What makes an input, and its share, by entry point."""

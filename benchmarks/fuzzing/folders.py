@@ -277,18 +277,21 @@ def pooling(bench: Bench) -> Case:
     return Case(words, about or _break(bench, path)[0], EITHER, typed)
 
 
-KINDS: dict[str, tuple[Callable[[Bench], Case], float]] = {
-    "valid": (valid, 2),
-    "config": (config, 14),
-    "generation": (generation, 7),
-    "tokenizer_config": (tokenizer_config, 6),
-    "special_tokens": (special_tokens, 3),
-    "tokenizer": (tokenizer, 6),
-    "older_tokenizer": (older_tokenizer, 3),
-    "index": (index, 4),
-    "header": (header, 5),
-    "adapter": (adapter, 8),
-    "merge": (merged, 1.5),
-    "pooling": (pooling, 2),
+ENTRIES: dict[str, dict[str, tuple[Callable[[Bench], Case], float]]] = {
+    "models": {
+        "valid": (valid, 2),
+        "config": (config, 14),
+        "generation": (generation, 7),
+        "index": (index, 4),
+        "header": (header, 5),
+        "pooling": (pooling, 2),
+    },
+    "tokenizers": {
+        "tokenizer_config": (tokenizer_config, 6),
+        "special_tokens": (special_tokens, 3),
+        "tokenizer": (tokenizer, 6),
+        "older_tokenizer": (older_tokenizer, 3),
+    },
+    "adapters": {"adapter": (adapter, 8), "merge": (merged, 1.5)},
 }
-"""What makes an input, and its share."""
+"""What makes an input, and its share, by entry point."""

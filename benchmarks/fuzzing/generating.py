@@ -148,10 +148,12 @@ def conversation(bench: Bench) -> Case:
     return Case(words, "a conversation", frozenset({0}), typed.encode())
 
 
-KINDS: dict[str, tuple[Callable[[Bench], Case], float]] = {
-    "constraints": (constraints, 3),
-    "prompt files": (prompt_files, 2),
-    "options": (options, 4),
-    "conversation": (conversation, 2),
+ENTRIES: dict[str, dict[str, tuple[Callable[[Bench], Case], float]]] = {
+    "generation": {
+        "constraints": (constraints, 3),
+        "prompt files": (prompt_files, 2),
+        "options": (options, 4),
+        "conversation": (conversation, 2),
+    },
 }
-"""What makes an input, and its share."""
+"""What makes an input, and its share, by entry point."""

@@ -56,6 +56,42 @@ warmup_steps = 1
 batch_tokens = 192
 """
 
+CURATION = """name = "tiny"
+[[source]]
+path = "data/text.jsonl"
+[[step]]
+kind = "unicode"
+[[step]]
+kind = "length"
+min_words = 1
+[[step]]
+kind = "exact_duplicates"
+"""
+
+TEMPLATES = """input = "text"
+output = "label"
+[[template]]
+name = "a"
+prompt = "{text}"
+"""
+
+DOCUMENTS = {
+    "a.txt": "The cat sat on a mat. It saw no dog at all.\n",
+    "b.md": "# Cats\n\nA cat sat.\n\n## Dogs\n\nNo dog sat by then.\n",
+    "c.html": "<html><title>Mats</title><body><h1>Mats</h1><p>A mat saw the cat.</p></body></html>",
+    "d.csv": "text,title\nthe cat saw,One\nno dog at all,Two\n",
+    "e.jsonl": '{"text": "a dog by then", "title": "Three"}\n{"text": "the mat"}\n',
+    "f/g.txt": "A text in a folder: then the dog saw the cat.\n",
+}
+"""Files of an index."""
+
+FURTHER = (
+    "run tiny.toml --quiet",
+    "index documents index --dense lsa --quiet",
+    "agent run models/llama cat --tool calculator --record record.jsonl --steps 1 --max-new-tokens 4 --quiet",
+)
+"""Command lines that make the rest."""
+
 ROWS: dict[str, list[dict[str, Any]]] = {
     "text": [{"text": "the cat sat on a mat"}, {"text": "and saw no dog at all"}],
     "chat": [
@@ -128,6 +164,11 @@ class Materials:
         texts = sentences()
         self.path("text.txt").write_text("\n".join(texts), encoding="utf-8")
         self.path("tiny.toml").write_text(RECIPE, encoding="utf-8")
+        self.path("curation.toml").write_text(CURATION, encoding="utf-8")
+        self.path("templates.toml").write_text(TEMPLATES, encoding="utf-8")
+        for name, text in DOCUMENTS.items():
+            self.path("documents", name).parent.mkdir(parents=True, exist_ok=True)
+            self.path("documents", name).write_text(text, encoding="utf-8")
         make_databases(self.path("databases"))
         self.path("data").mkdir()
         for name, rows in ROWS.items():
@@ -170,6 +211,7 @@ def _make_models(folder: Path, texts: list[str]) -> tuple[dict[str, str], dict[s
     from quatrain.adapters.peft_files import save_adapter
     from quatrain.adapters.settings import AdapterSettings
     from quatrain.compression.methods import quantize
+    from quatrain.data.image_processor import ImageProcessor
     from quatrain.models.families.fresh import fresh_config
     from quatrain.models.io import model_folder
     from quatrain.models.transformer.settings import DECODERS, ENCODER_DECODERS, ENCODERS
@@ -212,6 +254,9 @@ def _make_models(folder: Path, texts: list[str]) -> tuple[dict[str, str], dict[s
         model, tokenizer = fresh("llama", None, **({"hidden_size": 32, "head_dim": 16} if method == "int4" else {}))
         quantize(model, method, **({"group": 32} if method == "int4" else {}))
         save(method, model, tokenizer)
+    seeing, tokenizer = _seeing(texts)
+    save("seeing", seeing, tokenizer)
+    ImageProcessor(**{**vars(ImageProcessor.of(12)), "kind": "CLIP"}).save(folder / "seeing")
     over = [("llama", None, method) for method in ("lora", "dora", "ia3", "prompt", "loha")]
     for family, head, method in [*over, *((family, head, "lora") for family, head in HEADED.values())]:
         if head is not None and not head.endswith("classification"):
@@ -223,3 +268,20 @@ def _make_models(folder: Path, texts: list[str]) -> tuple[dict[str, str], dict[s
         save_adapter(model, folder / name, base_model=str(folder / base))
         adapters[name] = model.config.head
     return heads, adapters
+
+
+def _seeing(texts: list[str]) -> tuple[Any, Any]:
+    """A model that reads pictures of 12x12 pixels, and its tokenizer."""
+    from quatrain.models.families import get_family
+    from quatrain.models.transformer.stack import Model
+    from quatrain.tokenizers.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.train(texts, kind="char", eos="<|endoftext|>", special_tokens=["<image>"],
+                                chat_template="llava")  # fmt: skip
+    raw = {
+        "model_type": "llava", "image_token_index": tokenizer.token_to_id("<image>"),
+        "text_config": {"model_type": "llama", **SIZES, "vocab_size": tokenizer.vocab_size,
+                        "eos_token_id": tokenizer.eos_id},
+        "vision_config": {"model_type": "clip_vision_model", **SIZES, "image_size": 12, "patch_size": 4},
+    }  # fmt: skip
+    return Model(get_family("llava").from_hf(raw)).initialize(0).eval(), tokenizer

@@ -286,10 +286,12 @@ def odd_folders(bench: Bench) -> Case:
     return Case(words, f"a folder with {kind}: {sorted(os.listdir(folder))!a}")
 
 
-KINDS: dict[str, tuple[Callable[[Bench], Case], float]] = {
-    "file kinds": (kinds_of_files, 6),
-    "folders": (odd_folders, 2),
-    "sizes": (sizes, 5),
-    "environments": (environments, 4),
+ENTRIES: dict[str, dict[str, tuple[Callable[[Bench], Case], float]]] = {
+    "surroundings": {
+        "file kinds": (kinds_of_files, 6),
+        "folders": (odd_folders, 2),
+        "sizes": (sizes, 5),
+        "environments": (environments, 4),
+    },
 }
-"""What makes an input, and its share."""
+"""What makes an input, and its share, by entry point."""

@@ -378,13 +378,9 @@ def prompts(bench: Bench) -> Case:
     return Case(words, f"{words[0]} of {name}", EITHER, typed)
 
 
-KINDS: dict[str, tuple[Callable[[Bench], Case], float]] = {
-    "records": (records, 12),
-    "files": (files, 9),
-    "tables": (tables, 3),
-    "database": (database, 5),
-    "questions": (questions, 2),
-    "templates": (templates, 4),
-    "prompts": (prompts, 3),
+ENTRIES: dict[str, dict[str, tuple[Callable[[Bench], Case], float]]] = {
+    "data": {"records": (records, 12), "files": (files, 9), "tables": (tables, 3)},
+    "databases": {"database": (database, 5), "questions": (questions, 2)},
+    "prompts": {"templates": (templates, 4), "prompts": (prompts, 3)},
 }
-"""What makes an input, and its share."""
+"""What makes an input, and its share, by entry point."""

@@ -110,7 +110,7 @@ def _show_own_log() -> None:
 def _dispatch(words: list[str]) -> int:
     from cyclopts import CycloptsError
 
-    from quatrain.cli.app import build_app, check_words
+    from quatrain.cli.app import build_app, check_words, load_listed
     from quatrain.cli.process import check_arguments, check_environment
 
     check_arguments(words)
@@ -119,6 +119,7 @@ def _dispatch(words: list[str]) -> int:
         check_environment()
     try:
         check_words(app, words)
+        load_listed(app, words)
         result = app(words, print_error=False, exit_on_error=False, result_action="return_value")
     except CycloptsError as error:
         from quatrain.core.errors import InputError

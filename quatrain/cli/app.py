@@ -7,36 +7,8 @@ import shutil
 from cyclopts import App, Parameter
 
 import quatrain
-from quatrain.cli.agent import list_tools, replay_run, run_agent, serve_tools, show_run
 from quatrain.cli.arguments import mistyped_option
-from quatrain.cli.ask import ask
-from quatrain.cli.chat import chat
-from quatrain.cli.check import check
-from quatrain.cli.compare import compare
 from quatrain.cli.completion import completion_of
-from quatrain.cli.data import check_data, crawl, curate, get_source, list_sources
-from quatrain.cli.doctor import doctor
-from quatrain.cli.evaluate import evaluate
-from quatrain.cli.export import export
-from quatrain.cli.generate import generate
-from quatrain.cli.index import index
-from quatrain.cli.inspect import inspect
-from quatrain.cli.label import label
-from quatrain.cli.merge import merge
-from quatrain.cli.new import new
-from quatrain.cli.numbers import numbers
-from quatrain.cli.plan import plan
-from quatrain.cli.predict import predict
-from quatrain.cli.prompt import compare as compare_prompts
-from quatrain.cli.prompt import preview as preview_prompt
-from quatrain.cli.prompt import search as search_prompt
-from quatrain.cli.prune import prune
-from quatrain.cli.quantize import quantize
-from quatrain.cli.recipes import recipes
-from quatrain.cli.run import run
-from quatrain.cli.serve import serve
-from quatrain.cli.sweep import sweep
-from quatrain.cli.tokenize import tokenize
 from quatrain.core.errors import InputError
 
 LEAST_WIDTH = 20
@@ -46,9 +18,32 @@ EPILOGUE = """Start with: quatrain run quickstart
 
 All verbs accept --debug, which shows the traceback of an error. Exit codes: 0 done, 1 failed, 2 wrong input."""
 
+VERBS = """run recipes new check plan sweep tokenize inspect generate chat serve predict evaluate compare label index
+ask merge prune export quantize numbers doctor""".split()
+"""Each is a function in the file of its name, which is imported when the verb is used."""
+
+GROUPS = {
+    "data": (
+        "The catalog of named data sets: list it, get one, check a file.",
+        {"list": "list_sources", "get": "get_source", "check": "check_data", "curate": "curate", "crawl": "crawl"},
+    ),
+    "agent": (
+        "A model that uses tools: run it on a task, show and replay its runs.",
+        {
+            **{"run": "run_agent", "show": "show_run", "replay": "replay_run", "serve": "serve_tools"},
+            "tools": "list_tools",
+        },
+    ),
+    "prompt": (
+        "Prompts: show what a model reads, compare them on a task, search for the best.",
+        {"preview": "preview", "compare": "compare", "search": "search"},
+    ),
+}
+"""Verbs of two words: the help of the first, and the functions of the second in the file of the first."""
+
 
 def build_app() -> App:
-    """The application with all its verbs."""
+    """The application with all its verbs, none of which is imported yet."""
     app = App(
         name="quatrain",
         help="The whole road of a language model: read, learn, adapt, speak.",
@@ -62,53 +57,23 @@ def build_app() -> App:
         from rich.console import Console
 
         app.console = Console(width=LEAST_WIDTH)
-    for verb in (
-        run,
-        recipes,
-        new,
-        check,
-        plan,
-        sweep,
-        tokenize,
-        inspect,
-        generate,
-        chat,
-        serve,
-        predict,
-        evaluate,
-        compare,
-        label,
-        index,
-        ask,
-        merge,
-        prune,
-        export,
-        quantize,
-        numbers,
-        doctor,
-        completion_of(app),
-    ):
-        app.command(verb)
-    data = App(name="data", help="The catalog of named data sets: list it, get one, check a file.")
-    data.command(list_sources, name="list")
-    data.command(get_source, name="get")
-    data.command(check_data, name="check")
-    data.command(curate)
-    data.command(crawl)
-    app.command(data)
-    agent = App(name="agent", help="A model that uses tools: run it on a task, show and replay its runs.")
-    agent.command(run_agent, name="run")
-    agent.command(show_run, name="show")
-    agent.command(replay_run, name="replay")
-    agent.command(serve_tools, name="serve")
-    agent.command(list_tools, name="tools")
-    app.command(agent)
-    prompt = App(name="prompt", help="Prompts: show what a model reads, compare them on a task, search for the best.")
-    prompt.command(preview_prompt, name="preview")
-    prompt.command(compare_prompts, name="compare")
-    prompt.command(search_prompt, name="search")
-    app.command(prompt)
+    for verb in VERBS:
+        app.command(f"quatrain.cli.{verb}:{verb}", name=verb)
+    app.command(completion_of(app))
+    for group, (about, functions) in GROUPS.items():
+        inner = App(name=group, help=about)
+        for name, function in functions.items():
+            inner.command(f"quatrain.cli.{group}:{function}", name=name)
+        app.command(inner)
     return app
+
+
+def load_listed(app: App, words: list[str]) -> None:
+    """Imports the verbs that the help of these words lists, with the first line of each."""
+    _, apps, _ = app.parse_commands([word for word in words if not word.startswith("-")])
+    if apps[-1].default_command is None:
+        for name in apps[-1]:
+            apps[-1][name]
 
 
 def check_words(app: App, words: list[str]) -> None:
