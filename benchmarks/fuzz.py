@@ -23,13 +23,14 @@ import json
 import os
 import pkgutil
 import resource
+import signal
 import sys
 import tempfile
 import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def _in_a_child(call: Callable[[], object]) -> None:
         raise SystemExit("the valid things could not be made; see above")
 
 
-def _made(folder: Path) -> Materials:
+def _made(folder: Path, families: Sequence[str]) -> Materials:
     """The valid things; those that are there already are used again."""
     materials = Materials(folder)
     if (folder / "record.jsonl").exists():
@@ -94,10 +95,10 @@ def _made(folder: Path) -> Materials:
     def make() -> None:
         from quatrain.cli import main
 
-        materials.make()
+        materials.make(families=families)
         os.chdir(folder)
         for words in FURTHER:
-            if main(words.split()):
+            if main(words.split()) > 1:  # An agent whose model says nothing right ends with 1.
                 raise RuntimeError(f"quatrain {words} has failed")
 
     _in_a_child(make)
@@ -110,7 +111,7 @@ def _warmed(materials: Materials) -> None:
 
     models = materials.path("models")
     calls = [["generate", str(models / name), "the cat", "--max-new-tokens", "2"] for name in ("llama", "t5", "nf4")]
-    calls += [["inspect", str(models / "bert"), "--text", "the cat", "--next"], ["plan", str(models / "gpt2")]]
+    calls += [["inspect", str(models / "bert"), "--text", "the cat", "--next"], ["plan", str(models / "llama")]]
     calls += [["generate", str(models / "adapter-lora"), "x", "--num-beams", "2", "--max-new-tokens", "2"]]
     calls += [["check", str(materials.path("tiny.toml")), "--toml"], ["chat", str(models / "llama")], ["--help"]]
     calls += [["evaluate", str(models / "classifier"), str(materials.path("data", "labelled.jsonl"))], ["nosuch"]]
@@ -129,10 +130,13 @@ def _warmed(materials: Materials) -> None:
         raise SystemExit(f"{count} threads are left, which a fork would not take along")
 
 
-def prepared(folder: Path) -> Materials:
-    """Everything that inputs need, in this process and on the disk, before the first fork."""
+def prepared(folder: Path, families: Sequence[str] = ()) -> Materials:
+    """Everything that inputs need, in this process and on the disk, before the first fork.
+
+    `families`: models without a head of these families alone, which are ready sooner.
+    """
     _imported()
-    materials = _made(folder)
+    materials = _made(folder, families)
     _warmed(materials)
     gc.collect()
     gc.freeze()
@@ -151,11 +155,45 @@ def chosen(given: argparse.Namespace) -> dict[str, dict[str, Kind]]:
     return entries
 
 
-def _numbers(given: argparse.Namespace, until: float) -> Iterator[int]:
-    for number in given.only or range(given.inputs):
-        if time.monotonic() > until:
-            return
-        yield number
+class Tally:
+    """What the inputs of an entry point have come to."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.counts, self.kinds, self.busy = Counter[str](), Counter[str](), Counter[str]()
+        self.slowest: list[tuple[float, int, str]] = []
+        self._started, self._used = time.monotonic(), _processor_seconds()
+
+    def add(self, outcome: Outcome, *, is_fine_alone: bool) -> None:
+        """Counts an input."""
+        self.counts.update(["inputs", *outcome.faults, *(["fine_alone"] if is_fine_alone else [])])
+        self.kinds[outcome.kind] += 1
+        self.busy[outcome.kind] += outcome.seconds  # type: ignore[assignment]
+        self.slowest = sorted([*self.slowest, (outcome.seconds, outcome.number, outcome.kind)], reverse=True)[:5]
+
+    def line(self) -> dict[str, Any]:
+        """The counts, and what they have taken until now."""
+        line: dict[str, Any] = {name: self.counts[name] for name in ("inputs", *FAULTS)}
+        if self.counts["unmade"]:
+            line["unmade"] = self.counts["unmade"]  # a fault of this program
+        line |= {"fine_alone": self.counts["fine_alone"], "seconds": round(time.monotonic() - self._started, 1)}
+        line |= {"processor_seconds": round(_processor_seconds() - self._used, 1), "seed": self.seed}
+        return line | {"kinds": dict(sorted(self.kinds.items()))}
+
+    def show_times(self) -> None:
+        """Prints what an input takes."""
+        used = _processor_seconds() - self._used
+        means = ", ".join(f"{kind} {seconds / self.kinds[kind]:.3f}" for kind, seconds in self.busy.most_common())
+        each = used / max(self.counts["inputs"], 1)
+        print(f"seconds of the processors: {used:.0f}, {each:.3f} an input; without forks: {means}", file=sys.stderr)
+        slowest = "; ".join(f"{seconds:.1f} s {kind} {number}" for seconds, number, kind in self.slowest)
+        print(f"the slowest: {slowest}", file=sys.stderr, flush=True)
+
+
+def _done(log: Path | None, entry: str, seed: int) -> int:
+    """How many inputs of an entry point the lines of a log count."""
+    lines = log.read_text().splitlines() if log is not None and log.exists() else []
+    return sum(line["inputs"] for line in map(json.loads, lines) if (line["entry"], line["seed"]) == (entry, seed))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -170,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=BATCH, help="inputs of a process")
     parser.add_argument("--limit", type=float, default=20.0, help="seconds of one input; beyond them it hangs")
     parser.add_argument("--materials", type=Path, metavar="FOLDER", help="keep the valid things there, and use them")
+    parser.add_argument("--log", type=Path, help="append a line for each entry point, and skip what its lines count")
     parser.add_argument("--faults", type=Path, help="also write every fault into this file, as JSON lines")
     return parser
 
@@ -183,43 +222,42 @@ def main(argv: list[str] | None = None) -> int:
 
 def thrown(given: argparse.Namespace, materials: Materials, place: Path) -> int:
     """Throws the inputs at what was prepared."""
-    started, used = time.monotonic(), _processor_seconds()
     minutes = given.minutes or (None if given.entry else 10.0)
-    until = float("inf") if minutes is None else started + 60 * minutes
-    counts, kinds, groups, busy = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    entries: dict[str, int] = {}
-    slowest: list[tuple[float, int, str]] = []
+    until = float("inf") if minutes is None else time.monotonic() + 60 * minutes
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))  # What has begun is counted.
+    whole, groups, entries = Tally(given.seed), Counter[str](), dict[str, int]()
+
+    def numbers(start: int) -> Iterator[int]:
+        for number in given.only or range(start, given.inputs):
+            if stopped or time.monotonic() > until:
+                return
+            yield number
+
     for entry, drawn in chosen(given).items():
-        plan = Plan(given.seed, drawn, materials, place, given.limit)
-        before = counts["inputs"]
-        for outcome, is_fine_alone in outcomes(plan, _numbers(given, until), jobs=given.jobs, batch=given.batch):
-            counts["inputs"] += 1
-            counts["fine_alone"] += is_fine_alone
-            kinds[outcome.kind] += 1
-            busy[outcome.kind] += outcome.seconds  # type: ignore[assignment]
-            slowest = sorted([*slowest, (outcome.seconds, outcome.number, outcome.kind)], reverse=True)[:5]
-            counts.update(list(outcome.faults))
+        plan, tally = Plan(given.seed, drawn, materials, place, given.limit), Tally(given.seed)
+        left = numbers(_done(given.log, entry, given.seed))
+        for outcome, is_fine_alone in outcomes(plan, left, jobs=given.jobs, batch=given.batch):
+            for each in (tally, whole):
+                each.add(outcome, is_fine_alone=is_fine_alone)
             if outcome.faults:
                 groups[outcome.group] += 1
                 _print(outcome, given, entry, again=groups[outcome.group] > 3)
             elif given.only:
                 print(f"{outcome.kind}: {outcome.about}\nquatrain {outcome.words}\n{outcome.output}\nno fault")
+            elif is_fine_alone:
+                print(f"no fault alone: --seed {given.seed} --entry '{entry}' --only {outcome.number}", flush=True)
         if entry:
-            entries[entry] = counts["inputs"] - before
+            entries[entry] = tally.counts["inputs"]
+            print(json.dumps({"entry": entry} | tally.line()), flush=True)
+        if given.log and tally.counts["inputs"]:
+            with given.log.open("a") as file:
+                file.write(json.dumps({"entry": entry} | tally.line()) + "\n")
+        tally.show_times()
     for group, count in groups.most_common():
         print(f"{count:5} {group}", file=sys.stderr)
-    used = _processor_seconds() - used
-    means = ", ".join(f"{kind} {seconds / kinds[kind]:.3f}" for kind, seconds in busy.most_common())
-    each = used / max(counts["inputs"], 1)
-    print(f"seconds of the processors: {used:.0f}, {each:.3f} an input; of the inputs alone: {means}", file=sys.stderr)
-    print(f"the slowest: {'; '.join(f'{each[0]:.1f} s {each[2]} {each[1]}' for each in slowest)}", file=sys.stderr)
-    line: dict[str, Any] = {"benchmark": "fuzz", "inputs": counts["inputs"]} | {name: counts[name] for name in FAULTS}
-    if counts["unmade"]:
-        line["unmade"] = counts["unmade"]  # a fault of this program
-    line |= {"fine_alone": counts["fine_alone"], "seconds": round(time.monotonic() - started, 1)}
-    line |= {"processor_seconds": round(used, 1), "seed": given.seed}
-    print(json.dumps(line | {"entries": entries, "kinds": dict(sorted(kinds.items()))}))
-    return int(any(counts[name] for name in (*FAULTS, "unmade")))
+    print(json.dumps({"benchmark": "fuzz"} | whole.line() | {"entries": entries}))
+    return int(any(whole.counts[name] for name in (*FAULTS, "unmade")))
 
 
 def _processor_seconds() -> float:

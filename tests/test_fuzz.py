@@ -15,59 +15,68 @@ if not hasattr(os, "fork"):
     pytest.skip("this system has no fork", allow_module_level=True)
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-PLANTED = """
-import sys, time
+FAULTS = ("internal_errors", "tracebacks", "hangs", "wrong_exit_codes", "over_2gb", "escapes")
+SCRIPT = """
+import importlib, resource, sys, time
+from pathlib import Path
 sys.path.insert(0, {benchmarks!r})
 import fuzz
-from quatrain.cli import app
+from fuzzing import judging
+
+def thrown(*words):
+    given = fuzz._parser().parse_args([*words, "--jobs", "1"])
+    print("ended with", fuzz.thrown(given, valid, Path({place!r})), flush=True)
+
+valid = fuzz.prepared(Path({place!r}, "materials"), ("llama", "bert", "t5"))
+thrown("--inputs", "40", "--seed", "1", "--limit", "120")
+thrown("--inputs", "12", "--limit", "120", "--entry", "requests", "--entry", "agents", "--log", {log!r})
+thrown("--inputs", "14", "--limit", "120", "--entry", "requests", "--entry", "agents", "--log", {log!r})
 
 def bug(): raise RuntimeError('planted')
 def traceback(): raise SystemExit(print('Traceback (most recent call last):', file=sys.stderr) or 1)
 def hang(): return 0 if time.sleep(60) else 0
 def exit_code(): return 7
-def memory(): return len(b'x' * 1_200_000_000) * 0
+def memory(): return len(b'x' * 400_000_000) * 0
+def escape(): return print('\\x1b[31m', file=sys.stderr) and 0
 
-fuzz.PEAK = 1024**3
-for body, inputs in ((bug, 4), (traceback, 4), (hang, 1), (exit_code, 4), (memory, 3)):
+judging.PEAK = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 200_000_000
+verb = importlib.import_module("quatrain.cli.tokenize")
+for body, inputs in ((bug, 6), (traceback, 6), (hang, 1), (exit_code, 6), (memory, 4), (escape, 6)):
     def tokenize(model: str, text: str, *, pair: str | None = None) -> int:
         return body()
-    app.tokenize = tokenize
-    code = fuzz.main(["--kind", "tokenizer", "--inputs", str(inputs), "--limit", "4", "--jobs", "1"])
-    print("ended with", code)
+    verb.tokenize = tokenize
+    thrown("--kind", "tokenizer", "--inputs", str(inputs), "--limit", "2" if body is hang else "60")
 """
-"""The fuzzer with a verb that has a fault, one after another."""
+"""Inputs as they are, in the same process with a verb that has one fault after another."""
 
 
-def ended(*command: str) -> tuple[int, dict[str, Any], str]:
-    """The exit code, the last line and everything that was printed."""
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, dict[str, Any], int]]:
+    """What each run printed, its last line, and its exit code."""
+    place = tmp_path_factory.mktemp("fuzz")
+    script = place / "script.py"
+    paths = {"benchmarks": str(BENCHMARKS), "place": str(place), "log": str(place / "log.jsonl")}
+    script.write_text(SCRIPT.format(**paths), encoding="utf-8")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], env=environment, text=True, capture_output=True, timeout=600)
-    assert done.stdout, done.stderr
-    return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stdout
-
-
-@pytest.mark.slow
-def test_a_short_run_ends_with_its_line() -> None:
-    code, line, text = ended(str(BENCHMARKS / "fuzz.py"), "--inputs", "24", "--seed", "1", "--limit", "120")
-    assert line["inputs"] == 24 == sum(line["kinds"].values()) and line["seed"] == 1 and line["seconds"] > 0
-    faults = {
-        name: line[name]
-        for name in ("internal_errors", "tracebacks", "hangs", "wrong_exit_codes", "over_2gb", "escapes")
-    }
-    assert not any(faults.values()) and "unmade" not in line and code == 0, text
-
-
-@pytest.mark.slow
-def test_planted_faults_are_found(tmp_path: Path) -> None:
-    script = tmp_path / "planted.py"
-    script.write_text(PLANTED.format(benchmarks=str(BENCHMARKS)), encoding="utf-8")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, script], env=environment, text=True, capture_output=True, timeout=600)
+    done = subprocess.run([sys.executable, script], env=environment, text=True, capture_output=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
-    *runs, rest = done.stdout.split("ended with 1\n")
-    faults = ["internal_errors", "tracebacks", "hangs", "wrong_exit_codes", "over_2gb"]
-    assert not rest and len(runs) == len(faults), done.stdout
-    for fault, text in zip(faults, runs, strict=True):
-        line = json.loads(text.splitlines()[-1])
-        assert line[fault] > 0, text
+    *texts, rest = done.stdout.split("ended with ")
+    codes = [int(text[0]) for text in (*texts[1:], rest)]
+    lines = [json.loads(text.rstrip().splitlines()[-1]) for text in texts]
+    return list(zip(texts, lines, codes, strict=True))
+
+
+@pytest.mark.slow
+def test_a_short_run_ends_with_its_line(runs: list[tuple[str, dict[str, Any], int]]) -> None:
+    for (text, line, code), inputs in zip(runs[:3], (40, 24, 4), strict=True):
+        assert line["inputs"] == inputs == sum(line["kinds"].values()) and line["seconds"] > 0
+        assert not any(line[name] for name in (*FAULTS, "fine_alone")) and "unmade" not in line and code == 0, text
+    assert runs[0][1]["seed"] == 1 and runs[1][1]["entries"] == {"requests": 12, "agents": 12}
+    assert runs[2][1]["entries"] == {"requests": 2, "agents": 2}, "those of the log are not thrown again"
+
+
+@pytest.mark.slow
+def test_planted_faults_are_found(runs: list[tuple[str, dict[str, Any], int]]) -> None:
+    for fault, (text, line, code) in zip(FAULTS, runs[3:], strict=True):
+        assert line[fault] > 0 and code == 1, text
         assert "--seed 0 --kind 'tokenizer' --only " in text

@@ -11,7 +11,7 @@ import json
 import lzma
 import random
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ DOCUMENTS = {
 FURTHER = (
     "run tiny.toml --quiet",
     "index documents index --dense lsa --quiet",
-    "agent run models/llama cat --tool calculator --record record.jsonl --steps 1 --max-new-tokens 4 --quiet",
+    "agent run models/long cat --tool calculator --record record.jsonl --steps 1 --max-new-tokens 4 --quiet",
 )
 """Command lines that make the rest."""
 
@@ -159,8 +159,8 @@ class Materials:
         self.about = json.loads(self.path("about.json").read_text())
         return self
 
-    def make(self) -> None:
-        """Writes everything."""
+    def make(self, *, families: Sequence[str] = ()) -> None:
+        """Writes everything; of the models without a head only these families, where any are named."""
         texts = sentences()
         self.path("text.txt").write_text("\n".join(texts), encoding="utf-8")
         self.path("tiny.toml").write_text(RECIPE, encoding="utf-8")
@@ -174,7 +174,7 @@ class Materials:
         for name, rows in ROWS.items():
             lines = [json.dumps(row) for row in rows]
             self.path("data", f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        models, adapters = _make_models(self.path("models"), texts)
+        models, adapters = _make_models(self.path("models"), texts, families)
         self.about = {"models": models, "adapters": adapters}
         self.path("about.json").write_text(json.dumps(self.about))
 
@@ -203,7 +203,7 @@ def make_databases(folder: Path) -> None:
     connection.close()
 
 
-def _make_models(folder: Path, texts: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+def _make_models(folder: Path, texts: list[str], families: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     """The heads of the models and of the adapters that were written."""
     import torch
 
@@ -244,11 +244,12 @@ def _make_models(folder: Path, texts: list[str]) -> tuple[dict[str, str], dict[s
 
     heads: dict[str, str] = {}
     adapters: dict[str, str] = {}
-    for family in (*DECODERS, *ENCODERS, *ENCODER_DECODERS):
+    for family in families or (*DECODERS, *ENCODERS, *ENCODER_DECODERS):
         save(family, *fresh(family, None))
     for name, (family, head) in HEADED.items():
         more: dict[str, Any] = {"labels": LABELS} if head.endswith("classification") else {}
         save(name, *fresh(family, head, **more))
+    save("long", *fresh("llama", None, max_position_embeddings=2048))
     save("sharded", *fresh("llama", None), shard_bytes=20_000)
     for method in ("int8", "int4", "nf4"):
         model, tokenizer = fresh("llama", None, **({"hidden_size": 32, "head_dim": 16} if method == "int4" else {}))
@@ -282,6 +283,7 @@ def _seeing(texts: list[str]) -> tuple[Any, Any]:
         "model_type": "llava", "image_token_index": tokenizer.token_to_id("<image>"),
         "text_config": {"model_type": "llama", **SIZES, "vocab_size": tokenizer.vocab_size,
                         "eos_token_id": tokenizer.eos_id},
-        "vision_config": {"model_type": "clip_vision_model", **SIZES, "image_size": 12, "patch_size": 4},
+        "vision_config": {"model_type": "clip_vision_model", "image_size": 12, "patch_size": 4,
+                          **{key: size for key, size in SIZES.items() if key != "max_position_embeddings"}},
     }  # fmt: skip
     return Model(get_family("llava").from_hf(raw)).initialize(0).eval(), tokenizer

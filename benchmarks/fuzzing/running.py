@@ -90,7 +90,7 @@ class Child:
         for line in lines:
             report: dict[str, Any] = json.loads(line)
             self.left.remove(report["number"])
-            self.began, self.before = time.monotonic(), _processor_seconds(self.pid)
+            self.began, self.before = time.monotonic(), self.before + report["seconds"]
             yield report
 
     def watch(self) -> None:
@@ -180,21 +180,28 @@ def _of_alone(plan: Plan, number: int, ending: Ending) -> Outcome:
     return judging.outcome(number, folder, json.loads((folder / "case.json").read_text()), ending)
 
 
+def _session(pid: int) -> Iterator[tuple[str, list[str]]]:
+    """The processes that a child began, itself included: their folders in /proc, and what the system says of them."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == pid:
+                yield str(path.parent), fields
+
+
 def _processor_seconds(pid: int) -> float:
-    """What a process has used of the processors."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """What a child and the processes that it began have used of the processors."""
+    ticks = sum(int(fields[11]) + int(fields[12]) for _, fields in _session(pid))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _is_waiting_for_a_processor(pid: int) -> bool:
-    """Whether one of a process's threads could run, or waits for a disk."""
-    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
-        with contextlib.suppress(OSError):
-            if path.read_text().rpartition(")")[2].split()[0] in "RD":
-                return True
+    """Whether a thread of a child's processes could run, or waits for a disk."""
+    for folder, _ in _session(pid):
+        for path in Path(folder, "task").glob("*/stat"):
+            with contextlib.suppress(OSError):
+                if path.read_text().rpartition(")")[2].split()[0] in "RD":
+                    return True
     return False
 
 

@@ -148,9 +148,9 @@ PRUNE = Verb(
     heads=("causal", "causal", "masked", "seq2seq"),
 )  # fmt: skip
 AGENT = Verb(
-    ["agent run {model} the_cat --steps 1 --max-new-tokens 4 --quiet",
-     "agent run {models/llama} the_cat --tool calculator --steps 2 --max-new-tokens 4 --json",
-     "agent run {models/llama} - --tool files=folder --steps 1 --max-new-tokens 4", "agent tools", "agent tools --json",
+    ["agent run {models/long} the_cat --steps 1 --max-new-tokens 4 --quiet",
+     "agent run {models/long} the_cat --tool calculator --steps 2 --max-new-tokens 4 --json",
+     "agent run {models/long} - --tool files=folder --steps 1 --max-new-tokens 4", "agent tools", "agent tools --json",
      "agent show record.jsonl", "agent show record.jsonl --page page.html", "agent replay record.jsonl",
      "agent replay record.jsonl --quiet", "agent serve --tool calculator", "agent show record.jsonl --page /nowhere/x"],
     ["record.jsonl"],
@@ -182,9 +182,9 @@ PREDICTING = {
 PROMPT = Verb(
     ["prompt preview {model} {data/labelled.jsonl}", "prompt preview {model} data/labelled.jsonl --json",
      "prompt preview {model} data/sql.jsonl --number 2", "prompt preview {model} data/pair.jsonl",
-     "prompt compare {models/llama} data/labelled.jsonl --examples 2 --max-new-tokens 2",
-     "prompt search {models/llama} data/labelled.jsonl --examples 2 --max-new-tokens 2",
-     "prompt preview {models/llama} data/labelled.jsonl --templates templates.toml"],
+     "prompt compare {models/long} data/labelled.jsonl --examples 2 --max-new-tokens 2",
+     "prompt search {models/long} data/labelled.jsonl --examples 2 --max-new-tokens 2",
+     "prompt preview {models/long} data/labelled.jsonl --templates templates.toml"],
     ["data", "templates.toml"],
     {"--number": ("1", "3"), "--pool": ("data/labelled.jsonl", "data/text.jsonl"), "--prompt": ("templates.toml", "x"),
      "--templates": ("plain", "sentiment", "sql", "arithmetic", "templates.toml"), "--template": ("a", "nosuch"),

@@ -90,7 +90,9 @@ class Bm25:
             if not len(ids):
                 return cls.build([], [], analyzer)
             model = import_bm25s().BM25.load(folder, mmap=True, show_progress=False)
-        except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError):
+            if ids.shape != (model.scores["num_docs"],):
+                return None
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, json.JSONDecodeError):
             return None
         except InputError:
             if (folder / ABOUT).exists():

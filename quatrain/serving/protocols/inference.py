@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ConfigDict
 
 from quatrain.core.errors import InputError
+from quatrain.core.wording import format_value
 from quatrain.generation.engine import Engine
 from quatrain.serving.conversation import Event, Run, Sampling, Service, TextJob
 from quatrain.serving.errors import ApiError
@@ -75,6 +76,10 @@ def task_for(config: Any, form: InferenceForm, given: Mapping[str, Any]) -> str:
 async def answer(service: Service, form: InferenceForm, request: Any, model: str | None, task: str | None) -> Any:
     """The response to a request."""
     given = form.given()
+    if not isinstance(form.inputs, str | list | Mapping):
+        raise ApiError(
+            400, f"inputs: {format_value(form.inputs, 60)}; must be a text, an object or a list.", param="inputs"
+        )
     async with AsyncExitStack() as stack:
         loaded, adapter = await stack.enter_async_context(service.registry.use(model))
         name = task or task_for(loaded.model.config, form, given)
