@@ -25,7 +25,7 @@ from fuzzing import judging
 
 def thrown(*words):
     given = fuzz._parser().parse_args([*words, "--jobs", "1"])
-    print("ended with", fuzz.thrown(given, valid, Path({place!r})), flush=True)
+    print("=== exit code", fuzz.thrown(given, valid, Path({place!r})), flush=True)
 
 valid = fuzz.prepared(Path({place!r}, "materials"), ("llama", "bert", "t5"))
 thrown("--inputs", "40", "--seed", "1", "--limit", "120")
@@ -60,7 +60,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, dict[str, 
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, script], env=environment, text=True, capture_output=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
-    *texts, rest = done.stdout.split("ended with ")
+    *texts, rest = done.stdout.split("=== exit code ")
     codes = [int(text[0]) for text in (*texts[1:], rest)]
     lines = [json.loads(text.rstrip().splitlines()[-1]) for text in texts]
     return list(zip(texts, lines, codes, strict=True))

@@ -48,10 +48,10 @@ def _case(bench: Bench, verb: Verb) -> Case:
             value = draw.choice(verb.options[name] if bench.chance(0.6) else (*NUMBERS, *STRINGS))
             words += [name] if value == "" and "" in verb.options[name] else [f"{name}={value}"]
     if bench.chance(0.12):
-        place = draw.randrange(1, len(words))
+        place = draw.randrange(len(words))
         words[place] = draw.choice(STRINGS)
     if bench.chance(0.05):
-        words.pop(draw.randrange(1, len(words)))
+        words.pop()
     typed = draw.choice(
         (verb.typed, verb.typed, verb.typed, b"", b"\xff\xfe\n", b"\n\n", b"x" * 5000 + b"\n", b"a\0b\n")
     )
@@ -64,7 +64,8 @@ def _filled(bench: Bench, word: str, heads: Sequence[str]) -> str:
         names = [name for name, head in bench.materials.models.items() if head in heads]
         return str(bench.materials.path("models", bench.draw.choice(names)))
     if word.startswith("{"):
-        return str(bench.materials.path(*word.strip("{}").split("/")))
+        name, _, rest = word[1:].partition("}")
+        return str(bench.materials.path(*name.split("/"))) + rest
     return word.replace("_", " ") if word.startswith("the_") else word
 
 
@@ -119,8 +120,9 @@ ASK = Verb(
      "--threshold": ("0", "0.9", "1"), "--show-prompt": ("",), "--rerank": ("nowhere",), **SAMPLING},
 )  # fmt: skip
 EXPORT = Verb(
-    [f"export {{model}} --to {target} --out out" for target in ("gguf", "hf", "ollama", "onnx", "mlx", "gguf-adapter")]
-    + ["export {models/adapter-lora} --to gguf-adapter --out out", "export {model} --to hf --out out --json"],
+    [f"export {{model}} --to {target} --out out" for target in ("gguf", "hf", "ollama", "mlx", "gguf-adapter")]
+    + ["export {models/adapter-lora} --to gguf-adapter --out out", "export {model} --to hf --out out --json",
+       "export {models/llama} --to onnx --out text.txt", "export {models/llama} --to onnx --out out --format Q8_0"],
     options={"--format": ("F16", "Q8_0", "Q4_K", "float32", "int8", "F32"), "--context": ("8", "48"), "--force": ("",),
              "--calibration": ("text.txt",)},
     files=["text.txt"],
@@ -134,7 +136,7 @@ QUANTIZE = Verb(
     ["text.txt"],
     {"--method": ("int8", "int4", "nf4", "fp8", "w8a8"), "--calibration": ("nearest", "gptq", "awq", "smoothquant"),
      "--group": ("32", "64"), "--layout": ("gptq", "awq", "compressed-tensors"), **COMPRESSING},
-    heads=("causal", "masked", "seq2seq"),
+    heads=("causal", "causal", "masked"),
 )  # fmt: skip
 PRUNE = Verb(
     ["prune {model} --out out --method magnitude --sparsity 0.5 --text text.txt",
@@ -145,7 +147,7 @@ PRUNE = Verb(
     {"--method": ("magnitude", "magnitude-global", "wanda", "sparsegpt"), "--sparsity": ("0", "0.5", "1"),
      "--pattern": ("2:4", "1:4", "4:2"), "--heads": ("0.5", "1"), "--units": ("0.5", "1"), "--layers": ("0.5", "1"),
      "--uncorrected": ("",), **COMPRESSING},
-    heads=("causal", "causal", "masked", "seq2seq"),
+    heads=("causal", "causal", "masked"),
 )  # fmt: skip
 AGENT = Verb(
     ["agent run {models/long} the_cat --steps 1 --max-new-tokens 4 --quiet",
@@ -180,11 +182,13 @@ PREDICTING = {
     "--aggregation-strategy": ("simple", "words"), "--doc-stride": ("2",), "--max-answer-len": ("1",),
 }  # fmt: skip
 PROMPT = Verb(
-    ["prompt preview {model} {data/labelled.jsonl}", "prompt preview {model} data/labelled.jsonl --json",
-     "prompt preview {model} data/sql.jsonl --number 2", "prompt preview {model} data/pair.jsonl",
-     "prompt compare {models/long} data/labelled.jsonl --examples 2 --max-new-tokens 2",
-     "prompt search {models/long} data/labelled.jsonl --examples 2 --max-new-tokens 2",
-     "prompt preview {models/long} data/labelled.jsonl --templates templates.toml"],
+    ["prompt preview {models/long} data/labelled.jsonl --pool data/labelled.jsonl",
+     "prompt preview {model} data/pair.jsonl --pool data/pair.jsonl --json",
+     "prompt preview {models/long} data/qa.jsonl --pool data/qa.jsonl --shots 1",
+     "prompt preview {model} data/sql.jsonl",
+     "prompt compare {models/long} data/labelled.jsonl --pool data/labelled.jsonl --examples 2 --max-new-tokens 2",
+     "prompt search {models/long} data/labelled.jsonl --pool data/labelled.jsonl --examples 2 --max-new-tokens 2",
+     "prompt preview {models/long} data/labelled.jsonl --pool data/labelled.jsonl --templates templates.toml"],
     ["data", "templates.toml"],
     {"--number": ("1", "3"), "--pool": ("data/labelled.jsonl", "data/text.jsonl"), "--prompt": ("templates.toml", "x"),
      "--templates": ("plain", "sentiment", "sql", "arithmetic", "templates.toml"), "--template": ("a", "nosuch"),
@@ -194,10 +198,12 @@ PROMPT = Verb(
      "--seed": ("1",)},
 )  # fmt: skip
 COMPARE = Verb(
-    ["compare {model} {model} --text text.txt", "compare {model} --kv-cache --text text.txt", "compare runs",
-     "compare {model} {models/llama}@quantize=int8 --suite text:text.txt --limit 2", "compare .",
-     "compare bm25 feedback --documents data/qa.jsonl --limit 2"],
-    ["text.txt", "data"],
+    ["compare {models/llama} {models/llama}@quantize=int8 --suite perplexity:text.txt --limit 2 --output answers",
+     "compare {models/classifier} {models/classifier}@quantize=int8 --suite classification:data/labelled.jsonl",
+     "compare {models/spans} {models/spans}@quantize=int8 --suite qa:data/qa.jsonl --limit 2 --output answers",
+     "compare {models/llama} {models/long} --text text.txt --batch-size 1", "compare .", "compare runs", "compare data",
+     "compare bm25 feedback --documents documents --limit 2"],
+    ["text.txt", "data", "documents"],
     {"--suite": ("labelled:data/labelled.jsonl", "qa:data/qa.jsonl", "nosuch"), "--limit": ("1", "2"),
      "--shots": ("0", "1"), "--max-new-tokens": ("1", "2"), "--batch-size": ("1", "2"), "--output": ("answers",),
      "--page": ("page.html", "/nowhere/x"), "--fresh": ("",), "--json": ("",), "--kv-cache": ("",)},
@@ -219,11 +225,12 @@ CURATE = Verb(
      "--truth": ("data/text.jsonl",), "--plan": ("",), "--format": ("labelled", "text"), "--columns": ("text=text",)},
 )  # fmt: skip
 SWEEP = Verb(
-    ["sweep tiny.toml --over seed=1,2 --name s stage.pretrain.train.steps=1 evaluate.examples=1",
-     "sweep tiny.toml --over model.hidden_size=16,x --name s", "sweep tiny.toml --over tokens=1k --minutes 0",
-     "sweep tiny.toml"],
+    ["sweep tiny.toml --over seed=1,2 --name s --minutes 0.0001 stage.pretrain.train.steps=1",
+     "sweep tiny.toml --over model.hidden_size=16,x --name s --minutes 0.0001", "sweep tiny.toml --over tokens=1k",
+     "sweep tiny.toml --minutes 0.0001"],
     ["tiny.toml", "text.txt"],
-    {"--over": ("x=1", "seed=", "tokens=1,2", "flops=1e6", "seed=1,1", "model.hidden_size=16"), "--minutes": ("0",),
+    {"--over": ("x=1", "seed=", "tokens=1,2", "flops=1e6", "seed=1,1", "model.hidden_size=16"),
+     "--minutes": ("0.0001",),
      "--predict": ("seed=3",), "--best": ("seed", "x"), "--json": ("",), "--runs-dir": ("runs", "text.txt")},
 )  # fmt: skip
 NEW = Verb(
@@ -237,7 +244,7 @@ NEW = Verb(
 )  # fmt: skip
 SMALL = Verb(
     ["numbers 1 2 3", "numbers 0.5 -1 1e30 --bits 4", "numbers 0", "numbers 1 --symmetric --json", "completion bash",
-     "completion zsh", "completion fish", "completion x", "recipes", "doctor --nosuch", "numbers nan inf"],
+     "completion x", "recipes", "doctor --nosuch", "numbers nan inf"],
     options={"--bits": ("2", "8", "16"), "--symmetric": ("",), "--json": ("",)},
 )  # fmt: skip
 
@@ -276,6 +283,6 @@ ENTRIES: dict[str, dict[str, tuple[Callable[[Bench], Case], float]]] = {
     "prompts": {"prompt tasks": (_of(PROMPT), 3)},
     "data": {"curate": (_of(CURATE), 3)},
     "recipes": {"sweep": (_of(SWEEP), 1)},
-    "command line": {"new": (_of(NEW), 2), "small verbs": (_of(SMALL), 1)},
+    "command line": {"new": (_of(NEW), 2), "small verbs": (_of(SMALL), 0.5)},
 }
 """What makes an input, and its share, by entry point."""

@@ -147,13 +147,15 @@ def curate(
     from quatrain.cli.output import show, show_json
     from quatrain.core.errors import InputError
     from quatrain.core.progress import create_reporter
-    from quatrain.data.curation.assessment import assess
+    from quatrain.data.curation.assessment import assess, read_truth
     from quatrain.data.curation.estimate import estimate
     from quatrain.data.curation.runner import curate as run
     from quatrain.data.curation.settings import load
 
     if processes < 1:
         raise InputError(f"--processes {processes}; must be at least 1")
+    if truth is not None:
+        read_truth(truth)  # before the work
     chosen = load(recipe, overrides, sources=source)
     folder = output or Path(chosen.name)
     expected = estimate(chosen, processes)

@@ -138,6 +138,8 @@ def preview(
     with options.task(data, max(number, 1)) as task:
         shown_sets = [name for name in task.held_out if name not in task.hidden]
         examples = [each for name in shown_sets for each in usable(task, task.held_out[name])]
+        if not examples:
+            raise InputError(f"{data}: no row is left to be shown; give more rows, or those of shots with --pool")
         if not 1 <= number <= len(examples):
             raise InputError(f"--number {number}: must be from 1 to {len(examples):,}")
         pool = usable(task, task.splits.get("train", ())) if any(each.shots for each in prompts) else []

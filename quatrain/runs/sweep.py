@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -344,7 +345,13 @@ def _outcomes(
             done, _ = wait(running, return_when=FIRST_COMPLETED) if running else (set(), set())
             for future in done:
                 number = running.pop(future)
-                outcome = future.result()
+                try:
+                    outcome = future.result()
+                except BrokenProcessPool as error:
+                    raise QuatrainError(
+                        "A process of the sweep was ended from outside, perhaps because memory ran out; use fewer "
+                        "--processes. The same command continues with the points that have finished."
+                    ) from error
                 if isinstance(outcome, Point) and outcome.seconds > 0:
                     rate.append(costs[number] / outcome.seconds)
                 yield number, outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,18 @@ def test_bm25_is_that_of_bm25s_and_never_negative():
         assert (own.scores("the cat") >= 0).all() and own.scores("the cat")[:2].min() > 0
     assert own.scores("unknown words").tolist() == [0, 0, 0, 0]
     assert Bm25.build([], [], Analyzer("none")).scores("cat").tolist() == []
+
+
+@pytest.mark.parametrize("ids", [[1e300], [0], ["x"], 7, None, [[0, 1]]])
+def test_a_damaged_index_of_words_is_made_again(notes, tmp_path, ids):
+    place = tmp_path / "index"
+    build_index(notes, place)
+    with Index.open(place) as index:
+        expected = hits(index, "What do cats eat?")
+    about = place / "bm25" / "chunks.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"ids": ids}))
+    with Index.open(place) as index:
+        assert hits(index, "What do cats eat?") == expected
 
 
 def test_hits_are_spans_with_their_file_and_headings(notes, tmp_path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import multiprocessing.resource_tracker
+import multiprocessing.spawn
 import time
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 
 from quatrain.cli import main
-from quatrain.core.errors import InputError
+from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.progress import SilentReporter
 from quatrain.planning.scaling import ParametricLaw
+from quatrain.runs import sweep
 from quatrain.runs.sweep import Axis, Point, Prediction, Sweep, SweepPlan, predict_and_run, run_sweep
 from quatrain.runs.sweep_page import write_page
 
@@ -50,6 +52,14 @@ def recipe(tmp_path: Path) -> str:
     return str(path)
 
 
+def test_a_process_that_was_killed_is_no_bug(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    multiprocessing.resource_tracker.ensure_running()
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", b"/bin/false")
+    plan = SweepPlan("tiny", recipe, (), (Axis.parse(f"{STEPS}=1,2"),), tmp_path / "sweep")
+    with pytest.raises(QuatrainError, match=r"was ended from outside.*same command continues"):
+        list(sweep._outcomes(plan, [{STEPS: "1"}], [1.0], None, None))
+
+
 def made(law: ParametricLaw, sizes: list[float], lengths: list[float]) -> Sweep:
     points = [
         Point({"model.hidden_size": f"{n:g}", STEPS: f"{d:g}"}, n, d, 6 * n * d, law.loss(n, d), 1.0, "x")
@@ -69,7 +79,7 @@ def test_a_sweep_runs_resumes_and_predicts(recipe: str, tmp_path: Path, monkeypa
         ran.append(settings)
         return original(plan, settings, tokenizer, threads)
 
-    from quatrain.runs import sweep as module
+    module = sweep
 
     original = module._run_point
     monkeypatch.setattr(module, "ProcessPoolExecutor", InProcess)
@@ -120,7 +130,7 @@ def test_the_verb_in_processes_of_its_own(recipe: str, tmp_path: Path, capsys: p
 def test_a_budget_leaves_points_out_and_names_them(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from quatrain.runs import sweep as module
+    module = sweep
 
     monkeypatch.setattr(module, "ProcessPoolExecutor", InProcess)
     point = Point({}, 1.0, 1.0, 1.0, 1.0, 1e9, "x")
@@ -132,7 +142,7 @@ def test_a_budget_leaves_points_out_and_names_them(
 
 
 def test_a_point_that_fails_is_named(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from quatrain.runs import sweep as module
+    module = sweep
 
     monkeypatch.setattr(module, "ProcessPoolExecutor", InProcess)
     monkeypatch.setattr(module, "_run_point", lambda plan, settings, tokenizer, threads: "the disk is full")

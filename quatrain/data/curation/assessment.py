@@ -7,8 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
+from quatrain.core.errors import InputError
+from quatrain.core.reading import parse_json, read_text
 from quatrain.data.curation.crawl import WORTH
 from quatrain.data.curation.runner import read_shards
 
@@ -78,13 +81,39 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
+TRUTH: Mapping[str, type[Any] | UnionType] = {
+    **{"id": int, "kind": str, "group": int | None, "secrets": list, "numbers": list, "passage": str},
+}
+"""What a row of a crawl's truth has."""
+
+
+def read_truth(path: Path) -> dict[int, dict[str, Any]]:
+    """The truth about each page of a crawl, by its id. Raises InputError for a file that `crawl` did not write."""
+    pages = {}
+    for number, line in enumerate(read_text(path, 1 << 30).rstrip("\n").split("\n"), 1):
+        row = parse_json(line, f"{path}, line {number}")
+        wrong = [name for name, kind in TRUTH.items() if name not in row or not isinstance(row[name], kind)]
+        if wrong:
+            raise InputError(
+                f"{path}, line {number}: {', '.join(wrong)}: missing or of the wrong type; give the truth.jsonl that "
+                "`quatrain data crawl` wrote"
+            )
+        pages[row["id"]] = row
+    return pages
+
+
 def assess(folder: Path, truth: Path) -> Assessment:
-    """Compares a curation that wrote its removed documents (`output.removed`) with the truth of its crawl."""
-    pages = {row["id"]: row for row in map(json.loads, truth.read_text(encoding="utf-8").splitlines())}
-    kept = {row["id"]: row["text"] for row in read_shards(folder)}
-    removed: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+    """Compares a curation that wrote its removed documents (`output.removed`) with the truth of its crawl.
+
+    Raises InputError for the truth of another crawl.
+    """
+    pages = read_truth(truth)
+    kept = {row.get("id"): row["text"] for row in read_shards(folder)}
+    removed: dict[str, dict[Any, dict[str, Any]]] = defaultdict(dict)
     for row in removed_rows(folder):
-        removed[row["step"]][row["id"]] = row
+        removed[row["step"]][row.get("id")] = row
+    if any(number not in pages for rows in (kept, *removed.values()) for number in rows):
+        raise InputError(f"{truth}: {folder} has documents of which it says nothing; give the truth of the same crawl")
     order = list(
         dict.fromkeys(step["kind"] for step in json.loads((folder / "manifest.json").read_text())["recipe"]["step"])
     )

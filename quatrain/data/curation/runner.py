@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -442,6 +443,11 @@ def _in_processes(job: Job, number: int, units: Sequence[int], processes: int, d
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in finished:
                     done(future.result())
+        except BrokenProcessPool as error:
+            raise QuatrainError(
+                "A process of the curation was ended from outside, perhaps because memory ran out; use fewer "
+                "--processes. The same command continues where it was."
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

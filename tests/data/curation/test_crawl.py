@@ -51,6 +51,20 @@ def test_too_few_passages_are_said(tmp_path: Path) -> None:
         write_crawl(tmp_path / "crawl", source=str(source), documents=100, words=60)
 
 
+def test_truth_of_another_crawl_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, truth = tmp_path / "source.jsonl", tmp_path / "truth.jsonl"
+    source.write_text("\n".join(json.dumps({"text": text}) for text in passages(3)), encoding="utf-8")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'name = "x"\n[[source]]\npath = "{source}"\n[[step]]\nkind = "unicode"\n', encoding="utf-8")
+    command = ["data", "curate", str(recipe), "--output", str(tmp_path / "out"), "--truth"]
+    assert main([*command, str(source)]) == 2
+    assert "source.jsonl, line 1: id, kind, group" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    row = {"id": 99, "kind": "good", "group": None, "secrets": [], "numbers": [], "passage": ""}
+    truth.write_text(json.dumps(row), encoding="utf-8")
+    assert main([*command, str(truth)]) == 2
+    assert "give the truth of the same crawl" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_crawl_curated_by_the_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "source.jsonl"
