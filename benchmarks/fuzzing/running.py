@@ -180,24 +180,24 @@ def _of_alone(plan: Plan, number: int, ending: Ending) -> Outcome:
     return judging.outcome(number, folder, json.loads((folder / "case.json").read_text()), ending)
 
 
-def _session(pid: int) -> Iterator[tuple[str, list[str]]]:
-    """The processes that a child began, itself included: their folders in /proc, and what the system says of them."""
+def _group(pid: int) -> Iterator[tuple[str, list[str]]]:
+    """The processes of a child's group, itself included: their folders in /proc, and what the system says of them."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = path.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == pid:
+            if int(fields[2]) == pid:
                 yield str(path.parent), fields
 
 
 def _processor_seconds(pid: int) -> float:
     """What a child and the processes that it began have used of the processors."""
-    ticks = sum(int(fields[11]) + int(fields[12]) for _, fields in _session(pid))
+    ticks = sum(int(fields[11]) + int(fields[12]) for _, fields in _group(pid))
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _is_waiting_for_a_processor(pid: int) -> bool:
     """Whether a thread of a child's processes could run, or waits for a disk."""
-    for folder, _ in _session(pid):
+    for folder, _ in _group(pid):
         for path in Path(folder, "task").glob("*/stat"):
             with contextlib.suppress(OSError):
                 if path.read_text().rpartition(")")[2].split()[0] in "RD":
@@ -207,7 +207,7 @@ def _is_waiting_for_a_processor(pid: int) -> bool:
 
 def _alone(plan: Plan, number: int) -> int:
     """The exit code of one input, with a process of its own."""
-    os.setsid()
+    os.setpgrp()
     folder = plan.place / str(number)
     try:
         shutil.rmtree(folder, ignore_errors=True)
@@ -231,7 +231,7 @@ def _alone(plan: Plan, number: int) -> int:
 
 def _together(plan: Plan, numbers: Sequence[int], reporting: int) -> int:
     """Runs inputs one after another, and reports each."""
-    os.setsid()
+    os.setpgrp()
     _limit()
     usual = _Surroundings()
     for number in numbers:
