@@ -42,16 +42,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # this checkout, installed
 
 from fuzzing.entries import ENTRIES, KINDS, Kind  # noqa: E402
 from fuzzing.judging import FAULTS, Outcome  # noqa: E402
-from fuzzing.materials import FURTHER, Materials  # noqa: E402
+from fuzzing.materials import FEWER, FURTHER, Materials  # noqa: E402
 from fuzzing.running import BATCH, Plan, outcomes  # noqa: E402
 
 FREE = 1024**3
 """What the package is told that the machine has left."""
 
 
-def _imported() -> None:
-    """Everything that an input may need, so that no child imports it."""
-    import pyarrow.parquet  # noqa: F401
+def _imported(*, everything: bool) -> None:
+    """Everything that an input may need, so that no child imports it; or torch alone."""
+    import torch
 
     import quatrain
     from quatrain.planning import machine
@@ -60,11 +60,11 @@ def _imported() -> None:
     # The machine of the inputs: what would fill it is to be refused before it is allocated, and nobody asks a server.
     machine.available_memory = lambda device="cpu": FREE  # type: ignore[assignment]
     server.Server.run = lambda self, sockets=None: self._socket.close()  # type: ignore[assignment]
-    for module in pkgutil.walk_packages(quatrain.__path__, "quatrain."):
+    if everything:
+        importlib.import_module("pyarrow.parquet")
+    for module in pkgutil.walk_packages(quatrain.__path__, "quatrain.") if everything else ():
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    import torch
-
     torch.set_num_threads(1)
     if torch.get_num_interop_threads() != 1:  # It can be set once.
         torch.set_num_interop_threads(1)
@@ -88,7 +88,7 @@ def _in_a_child(call: Callable[[], object]) -> None:
 def _made(folder: Path, families: Sequence[str]) -> Materials:
     """The valid things; those that are there already are used again."""
     materials = Materials(folder)
-    if (folder / "record.jsonl").exists():
+    if (folder / ("index" if families else "record.jsonl")).exists():
         return materials.load()
     folder.mkdir(parents=True)
 
@@ -97,7 +97,7 @@ def _made(folder: Path, families: Sequence[str]) -> Materials:
 
         materials.make(families=families)
         os.chdir(folder)
-        for words in FURTHER:
+        for words in FEWER if families else FURTHER:
             if main(words.split()) > 1:  # An agent whose model says nothing right ends with 1.
                 raise RuntimeError(f"quatrain {words} has failed")
 
@@ -133,9 +133,9 @@ def _warmed(materials: Materials) -> None:
 def prepared(folder: Path, families: Sequence[str] = ()) -> Materials:
     """Everything that inputs need, in this process and on the disk, before the first fork.
 
-    `families`: models without a head of these families alone, which are ready sooner.
+    `families`: models without a head of these families alone; then little is ready, sooner.
     """
-    _imported()
+    _imported(everything=not families)
     materials = _made(folder, families)
     _warmed(materials)
     gc.collect()

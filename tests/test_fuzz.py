@@ -28,9 +28,9 @@ def thrown(*words):
     print("=== exit code", fuzz.thrown(given, valid, Path({place!r})), flush=True)
 
 valid = fuzz.prepared(Path({place!r}, "materials"), ("llama", "bert", "t5"))
-thrown("--inputs", "40", "--seed", "1", "--limit", "120")
-thrown("--inputs", "12", "--limit", "120", "--entry", "requests", "--entry", "agents", "--log", {log!r})
-thrown("--inputs", "14", "--limit", "120", "--entry", "requests", "--entry", "agents", "--log", {log!r})
+thrown("--inputs", "30", "--seed", "1", "--limit", "120")
+thrown("--inputs", "12", "--limit", "120", "--entry", "requests", "--entry", "adapters", "--log", {log!r})
+thrown("--inputs", "14", "--limit", "120", "--entry", "requests", "--entry", "adapters", "--log", {log!r})
 
 def bug(): raise RuntimeError('planted')
 def traceback(): raise SystemExit(print('Traceback (most recent call last):', file=sys.stderr) or 1)
@@ -68,11 +68,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, dict[str, 
 
 @pytest.mark.slow
 def test_a_short_run_ends_with_its_line(runs: list[tuple[str, dict[str, Any], int]]) -> None:
-    for (text, line, code), inputs in zip(runs[:3], (40, 24, 4), strict=True):
+    for (text, line, code), inputs in zip(runs[:3], (30, 24, 4), strict=True):
         assert line["inputs"] == inputs == sum(line["kinds"].values()) and line["seconds"] > 0
         assert not any(line[name] for name in (*FAULTS, "fine_alone")) and "unmade" not in line and code == 0, text
-    assert runs[0][1]["seed"] == 1 and runs[1][1]["entries"] == {"requests": 12, "agents": 12}
-    assert runs[2][1]["entries"] == {"requests": 2, "agents": 2}, "those of the log are not thrown again"
+    assert runs[0][1]["seed"] == 1 and runs[1][1]["entries"] == {"requests": 12, "adapters": 12}
+    assert runs[2][1]["entries"] == {"requests": 2, "adapters": 2}, "those of the log are not thrown again"
 
 
 @pytest.mark.slow

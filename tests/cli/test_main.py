@@ -43,6 +43,7 @@ def test_help_names_every_verb_and_loads_nothing_heavy() -> None:
     assert done.returncode == 0
     for verb in VERBS:
         assert f" {verb} " in done.stdout
+    assert "Talk to a model" in done.stdout and "The catalog of named data sets" in done.stdout
     code = (
         "import sys; from quatrain.cli import main; main(['--help']); "
         "heavy = {'torch', 'numpy', 'tokenizers', 'jinja2', 'safetensors', 'sqlite3', 'urllib.request'}; "
@@ -56,10 +57,12 @@ def test_importing_the_package_imports_no_torch() -> None:
     """And a task whose examples need no model loads none: its children start in a third of a second, not in two."""
     code = (
         "import sys, quatrain; print(sorted({'torch', 'numpy', 'pydantic', 'rich', 'cyclopts'} & set(sys.modules))); "
-        "import quatrain.tasks.text2sql; print('torch' in sys.modules)"
+        "import quatrain.tasks.text2sql; print('torch' in sys.modules); "
+        "from quatrain.cli import main; main(['recipes', '--nosuch']); "
+        "print({'quatrain.cli.plan', 'quatrain.cli.run'} & set(sys.modules))"  # a verb imports no other
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.split() == ["[]", "False"], done.stderr
+    assert done.stdout.split() == ["[]", "False", "set()"], done.stderr
 
 
 @pytest.mark.parametrize("verb", VERBS)
