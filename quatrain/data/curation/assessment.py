@@ -108,7 +108,7 @@ def assess(folder: Path, truth: Path) -> Assessment:
     Raises InputError for the truth of another crawl.
     """
     pages = read_truth(truth)
-    kept: dict[Any, str] = {row.get("id"): row["text"] for row in read_shards(folder)}
+    kept: dict[Any, Any] = {row.get("id"): row["text"] for row in read_shards(folder)}
     removed: dict[str, dict[Any, dict[str, Any]]] = defaultdict(dict)
     for row in removed_rows(folder):
         removed[row["step"]][row.get("id")] = row
