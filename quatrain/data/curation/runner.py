@@ -17,7 +17,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -428,6 +428,13 @@ def _work(number: int, unit: int) -> int:
     return unit
 
 
+def _submitted(pool: ProcessPoolExecutor, number: int, units: Sequence[int]) -> set[Future[int]]:
+    try:
+        return {pool.submit(_work, number, unit) for unit in units}
+    except OSError as error:  # No process begins, or the first has ended already and the pool closes meanwhile.
+        raise BrokenProcessPool(str(error)) from error
+
+
 def _in_processes(job: Job, number: int, units: Sequence[int], processes: int, done: Callable[[int], None]) -> None:
     if processes == 1 or len(units) < 2:
         worker = Worker(job)
@@ -437,8 +444,8 @@ def _in_processes(job: Job, number: int, units: Sequence[int], processes: int, d
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(processes, len(units)), context, _start, (job, os.getpid())) as pool:
-        waiting = {pool.submit(_work, number, unit) for unit in units}
         try:
+            waiting = _submitted(pool, number, units)
             while waiting:
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in finished:
