@@ -44,6 +44,10 @@ def _usual(bench: Bench, verb: tuple[str, ...], name: str, hint: Any) -> str:
     kinds = {kind for kind in (hint, *get_args(hint)) if isinstance(kind, type)}
     named: dict[str, Callable[[], str]] = {
         "model": lambda: str(materials.path("models", draw.choice([*materials.models, *materials.adapters]))),
+        "models": lambda: str(materials.path("models", draw.choice(list(materials.models)))),
+        "index": lambda: str(materials.path("index")),
+        "record": lambda: str(materials.path("record.jsonl")),
+        "port": lambda: "0",
         "adapters": lambda: str(materials.path("models", draw.choice(list(materials.adapters)))),
         "recipe": lambda: str(materials.path("tiny.toml")) if verb[0] in ("run", "check") else "quickstart",
         "overrides": lambda: draw.choice(("seed=1", "stage.pretrain.train.steps=1", "name=x", *STRINGS[:40])),

@@ -256,6 +256,7 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (WRITTEN, WRITTEN))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # That of the fuzzer only stops what is to come.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
