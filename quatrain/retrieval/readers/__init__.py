@@ -28,9 +28,9 @@ AT_ONCE = (".html", ".htm", ".xhtml", ".pdf", ".docx")
 TEXT = "text"
 """The modality of files that hold text."""
 MARKER = "index.json"
-CONTENT = re.compile(r"content-(\d{1,9})")
-"""The name of a folder in an index."""
 """The file that tells the folder of an index; such folders are never read."""
+CONTENT = re.compile(r"content-(\d{1,9})")
+"""The name of a folder in an index that holds what is read."""
 
 
 class Reader(Protocol):
