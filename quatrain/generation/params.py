@@ -6,6 +6,7 @@ The docstring under each field says what it does; `filters`, `constraints`, `bea
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -163,6 +164,7 @@ class SamplingParams:
             raise InputError("These sampling parameters cannot be used:", problems)
         # Ids as keys of JSON objects are texts.
         self._set("logit_bias", tuple((int(token), float(value)) for token, value in self.logit_bias))
+        self._set("temperature", float(self.temperature))  # No tensor takes an integer of more than 64 bits.
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -170,7 +172,7 @@ class SamplingParams:
     def _length_problems(self) -> Iterator[str]:
         if not _whole(self.max_new_tokens, 1):
             yield f"max_new_tokens: {format_value(self.max_new_tokens)}; must be at least 1, a whole number"
-        if not _number(self.temperature) or not 0 <= self.temperature < float("inf"):
+        if not _number(self.temperature) or not 0 <= self.temperature <= sys.float_info.max:
             yield f"temperature: {format_value(self.temperature)}; must be 0 (greedy) or a positive number"
         if self.seed is not None and (not isinstance(self.seed, int) or isinstance(self.seed, bool)):
             yield f"seed: {format_value(self.seed)}; must be a whole number"

@@ -113,7 +113,7 @@ FILTERS = {
 
 
 @given(
-    temperature=st.sampled_from([1e-320, 1e-46, 1e-38, 1e-30, 1.0, 1e30, 1e38, 1e300]),
+    temperature=st.sampled_from([1e-320, 1e-46, 1e-38, 1e-30, 1.0, 1e30, 1e38, 1e300, 10**30]),
     filters=st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in FILTERS.items()}),
     scale=st.sampled_from([0.0, 1.0, 1e4, 1e30]),
     edge=st.sampled_from([0.0, 0.5, 1 - 2**-53]),
