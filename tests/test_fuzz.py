@@ -17,11 +17,12 @@ if not hasattr(os, "fork"):
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 FAULTS = ("internal_errors", "tracebacks", "hangs", "wrong_exit_codes", "over_2gb", "escapes")
 SCRIPT = """
-import importlib, resource, sys, time
+import importlib, sys, time
 from pathlib import Path
 sys.path.insert(0, {benchmarks!r})
 import fuzz
 from fuzzing import judging
+from quatrain.core.process_memory import resident_memory
 
 def thrown(*words):
     given = fuzz._parser().parse_args([*words, "--jobs", "1"])
@@ -39,7 +40,7 @@ def exit_code(): return 7
 def memory(): return len(b'x' * 400_000_000) * 0
 def escape(): return print('\\x1b[31m', file=sys.stderr) and 0
 
-judging.PEAK = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 200_000_000
+judging.PEAK = resident_memory() + 200_000_000
 verb = importlib.import_module("quatrain.cli.tokenize")
 for body, inputs in ((bug, 6), (traceback, 6), (hang, 1), (exit_code, 6), (memory, 4), (escape, 6)):
     def tokenize(model: str, text: str, *, pair: str | None = None) -> int:

@@ -14,15 +14,124 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import ConfigDict
 
 from quatrain.core.atomic import disk_errors
 from quatrain.core.errors import InputError
+from quatrain.core.settings import Listing, Settings, parse
 
 VERSION = 1
 MAX_RECORD = 256 * 2**20
 """The most bytes of a record that are read."""
 Event = dict[str, Any]
+
+
+class _Part(Settings):
+    """What a record must have to be shown and replayed; it may have more."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Function(_Part):
+    name: str
+    arguments: str
+
+
+class _CallPart(_Part):
+    id: str
+    function: _Function
+
+
+class _MessagePart(_Part):
+    role: str
+    content: str | None = None
+    tool_calls: Listing[_CallPart] | None = None
+
+
+class _ToolPart(_Part):
+    name: str
+    description: str
+    parameters: dict[str, Any]
+    effect: Literal["none", "read", "act"]
+    untrusted: bool
+    described_outside: bool
+    ends: bool
+
+
+class _BudgetPart(_Part):
+    steps: int
+    tokens: int | None
+    seconds: float | None
+    money: float | None
+    prices: Listing[float]
+
+
+class _UsagePart(_Part):
+    money: float
+
+
+class _Start(_Part):
+    model: str
+    calls_tools: bool
+    context: int | None
+    style: Literal["tools", "react", "code"]
+    system: str
+    task: str
+    time: str
+    tools: Listing[_ToolPart]
+    budget: _BudgetPart
+    repeats: int
+    faults: int
+    allow: Listing[str]
+    before: Listing[_MessagePart]
+    tainted: bool
+
+
+class _TurnEvent(_Part):
+    step: int
+    prompt: str
+    messages: Listing[_MessagePart]
+    counts: Listing[int | None]
+    content: str
+    reasoning: str
+    calls: Listing[_CallPart]
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    cut: bool
+
+
+class _CallEvent(_Part):
+    step: int
+    id: str
+    name: str
+    arguments: str
+    tainted: bool
+    decision: str
+    result: str
+    failed: bool
+    untrusted: bool
+    seconds: float
+    answer: str | None = None
+
+
+class _Forgot(_Part):
+    what: Listing[str]
+
+
+class _End(_Part):
+    stop: str
+    answer: str | None
+    usage: _UsagePart
+    messages: Listing[_MessagePart]
+
+
+EVENTS: dict[str, type[_Part]] = {
+    "start": _Start, "turn": _TurnEvent, "call": _CallEvent, "forgot": _Forgot, "end": _End
+}  # fmt: skip
+"""The events of a record, and what each must have."""
 
 
 class Recorder:
@@ -101,11 +210,15 @@ def read_record(path: str | Path) -> Record:
                 raise InputError(f"{path}:{number}: is not JSON, so this is no whole record of an agent") from None
             cut = True
             break
-        if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        kind = event.get("event") if isinstance(event, dict) else None
+        if not isinstance(kind, str) or kind not in EVENTS:
             raise InputError(f"{path}:{number}: is no event of an agent's run")
+        if (kind == "start") != (number == 1) or (number == 1 and event.get("version") != VERSION):
+            raise InputError(f"{path}:{number}: a record begins with the start of one run (version {VERSION})")
+        parse(EVENTS[kind], event, what=f"{path}:{number}: the event {kind}")
         events.append(event)
-    if not events or events[0]["event"] != "start" or events[0].get("version") != VERSION:
-        raise InputError(f"{path}: does not begin with the start of an agent's run (version {VERSION})")
+    if not events:
+        raise InputError(f"{path}: is empty, so this is no record of an agent")
     return Record(events, cut)
 
 

@@ -215,8 +215,9 @@ def show_run(record: Path, *, page: Path | None = None) -> int:
     from quatrain.agents.run_page import write_page
     from quatrain.cli.output import show
 
+    recorded = read_record(record)
     place = page or record.with_suffix(".html")
-    write_page(read_record(record), place)
+    write_page(recorded, place)
     show(str(place))
     return 0
 

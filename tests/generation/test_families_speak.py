@@ -18,8 +18,9 @@ NEW = 8
 
 def said_by_them(case, text, ends, beams):
     """The new ids of one text, read alone, so that their padding is none of what is compared."""
-    # A copy, since theirs keeps a dynamic base from one call to the next.
-    theirs, ids = copy.deepcopy(battery.theirs(case)), torch.tensor([text])
+    # A dynamic base changes with every token, so that the cached keys are another thing: there the caches are compared.
+    cached = (case.settings.get("rope_parameters") or {}).get("rope_type") == "dynamic"
+    theirs, ids = battery.made_anew(case) if cached else copy.deepcopy(battery.theirs(case)), torch.tensor([text])
     theirs.generation_config.eos_token_id = ends or None
     if case.counts_tokens:  # generate numbers the positions from 0, where the model itself begins behind the padding
         plain = theirs.prepare_inputs_for_generation
@@ -27,8 +28,6 @@ def said_by_them(case, text, ends, beams):
             name: value for name, value in plain(*args, **kwargs).items() if name != "position_ids"
         }
     # Without a cache: with one, theirs errs where depths differ, for windows of one and for factors that change once.
-    # A dynamic base changes with every token, so that the cached keys are another thing: there the caches are compared.
-    cached = (case.settings.get("rope_parameters") or {}).get("rope_type") == "dynamic"
     options = {"max_new_tokens": NEW, "num_beams": beams, "do_sample": False, "pad_token_id": 0, "use_cache": cached}
     with torch.no_grad():
         made = theirs.generate(ids, attention_mask=torch.ones_like(ids), **options)[0].tolist()

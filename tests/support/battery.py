@@ -87,7 +87,12 @@ def quick_cases() -> frozenset[str]:
 
 @cache
 def theirs(case: Case) -> Any:
-    """The random model of transformers."""
+    """The random model of transformers, which all checks of a process share."""
+    return made_anew(case)
+
+
+def made_anew(case: Case) -> Any:
+    """The random model of transformers as it is before its first call: a dynamic base is kept from call to call."""
     torch.manual_seed(0)
     extra = {"attn_implementation": "eager"} if case.attentions else {}
     tokens = {"bos_token_id": 1, "eos_token_id": END, "pad_token_id": 0}
