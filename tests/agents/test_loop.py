@@ -182,3 +182,23 @@ def test_an_agent_plans_and_hands_over_to_a_person():
     assert model.prompts[1][-1]["content"] == "[ ] 1. find the town\n[ ] 2. answer\nNext: find the town"
     second = agent.run("Oslo", conversation=first.conversation)
     assert second.answer == "Oslo has rain." and second.conversation.messages[-2]["content"] == "Oslo"
+
+
+def test_a_record_with_a_part_that_is_missing_or_of_another_type_is_refused(tmp_path):
+    """Every field that is read, one at a time: taken out, and replaced by what it cannot be."""
+    path = tmp_path / "run.jsonl"
+    recorder = Recorder(path)
+    Agent(Scripted([("calculator", '{"expression": "2 + 2"}')], "4"), [calculator]).run("2 + 2?", recorder=recorder)
+    recorder.close()
+    whole = [json.loads(line) for line in path.read_text().splitlines()]
+    unread = {"event", "quatrain", "time", "version"}
+    for number, event in enumerate(whole):
+        for name in event.keys() - unread:
+            for change in ({}, {name: [[]]}, {name: float("inf")}):
+                others = {key: value for key, value in event.items() if key != name}
+                lines = [*whole[:number], others | change, *whole[number + 1 :]]
+                path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+                if name == "answer" and not change:  # a call that answers nothing has none
+                    continue
+                with pytest.raises(InputError, match=rf":{number + 1}: the event {event['event']}[^$]*{name}"):
+                    read_record(path)
