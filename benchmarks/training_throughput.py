@@ -20,14 +20,13 @@ from typing import Any
 
 from common import Worker, finish, in_turns, parser, require, serve, spread
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "gpt2": {"model.family": "gpt2", "model.hidden_size": 384, "model.intermediate_size": 1536,
-             "model.num_hidden_layers": 6, "model.num_attention_heads": 6, "model.max_position_embeddings": 256,
-             "stage.pretrain.context": 256},
-    "tiny": {"model.hidden_size": 32, "model.intermediate_size": 64, "model.num_hidden_layers": 1,
-             "model.num_attention_heads": 2, "stage.pretrain.context": 16, "stage.pretrain.train.batch_tokens": 64},
+SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gpt2": ({"family": "gpt2", "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6,
+              "num_attention_heads": 6, "max_position_embeddings": 256}, {"context": 256}),
+    "tiny": ({"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
+             {"context": 16, "batch_tokens": 64}),
 }  # fmt: skip
-"""Changes to the quickstart recipe: a model like GPT-2 (nanoGPT's 6 x 384), and one for --quick."""
+"""Changes to the quickstart's model and pre-training: a model like GPT-2 (nanoGPT's 6 x 384), and one for --quick."""
 MODELS = ("quickstart", *SHAPES)
 WARM = 2
 """Steps of a turn that are not counted."""
@@ -43,11 +42,13 @@ class Case:
     def __init__(self, name: str):
         from quatrain.runs.recipe import load
 
-        recipe = load("quickstart", [f"{key}={value}" for key, value in SHAPES.get(name, {}).items()])
+        # Of the recipe itself: its later stages do not suit every family.
+        recipe, (model, pretraining) = load("quickstart", []), SHAPES.get(name, ({}, {}))
         stage = next(stage for stage in recipe.stage if stage.kind == "pretrain")
-        self.model, self.vocabulary = recipe.model, recipe.tokenizer.vocab_size
-        self.length = stage.context or recipe.model.max_position_embeddings
-        self.rows = max(1, stage.train.batch_tokens // self.length)
+        self.model = type(recipe.model).model_validate(recipe.model.model_dump(exclude_unset=True) | model)
+        self.vocabulary = recipe.tokenizer.vocab_size
+        self.length = pretraining.get("context") or stage.context or self.model.max_position_embeddings
+        self.rows = max(1, pretraining.get("batch_tokens", stage.train.batch_tokens) // self.length)
         self.train = stage.train.model_copy(update={"accumulation": 1, "dropout": 0.0})
         self.tokens = self.rows * self.length
 

@@ -141,6 +141,14 @@ def test_all_benchmarks_in_turn_keep_their_lines_and_make_a_page(tmp_path: Path,
     assert rows[2].startswith("| `z` | inputs 10, seed 0 |") and len(rows) == 3
 
 
+def test_every_shape_of_training_throughput_can_be_made(monkeypatch: Any) -> None:
+    """A quick run makes the tiny one only."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    throughput = importlib.import_module("training_throughput")
+    cases = {name: throughput.Case(name) for name in throughput.MODELS}
+    assert cases["gpt2"].model.family == "gpt2" and cases["gpt2"].length == 256 != cases["tiny"].length
+
+
 def test_an_absent_peer_is_named_with_the_remedy(common: ModuleType) -> None:
     with pytest.raises(SystemExit, match=r"no_such_peer.*not installed.*quatrain\[hf\]"):
         common.require("no_such_peer")
