@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,20 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folders = [make_folder(place / name, 4096, seed) for seed, name in enumerate(("one", "two"))]
     with running([str(folder) for folder in folders]) as server:
         yield server
+
+
+@pytest.fixture
+def slowly(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """A context in which an answer takes so long that it can be stopped: the server's thread leaves the test's time."""
+    step = Scheduler.step
+
+    @contextmanager
+    def slowed() -> Iterator[None]:
+        with monkeypatch.context() as patched:
+            patched.setattr(Scheduler, "step", lambda *given: (time.sleep(0.005), step(*given))[1])
+            yield
+
+    return slowed
 
 
 @pytest.fixture(scope="module")
@@ -134,12 +149,13 @@ def test_an_answer_streams_with_its_timings(page: Page) -> None:
     assert node["timings"]["tokens"] == 20 and node["timings"]["seconds"] > 0
 
 
-def test_a_stopped_answer_stays_as_far_as_it_got(page: Page) -> None:
+def test_a_stopped_answer_stays_as_far_as_it_got(page: Page, slowly: Callable[[], Any]) -> None:
     page.set(max_new_tokens=4000, temperature=1, ignore_eos=True)
-    page.ask("Count", wait=False)
-    expect(page.answers.locator(".text")).not_to_be_empty()
-    page.page.click("#stop")
-    page.finished()
+    with slowly():
+        page.ask("Count", wait=False)
+        expect(page.answers.locator(".text")).not_to_be_empty()
+        page.page.click("#stop")
+        page.finished()
     expect(page.page.locator(".message.assistant .facts")).to_contain_text("stopped")
     assert page.text()
     page.set(max_new_tokens=5)
@@ -386,7 +402,7 @@ class Keys:
 
 @pytest.mark.parametrize("name, scheme", [("wide", "light"), ("tablet", "dark"), ("phone", "light")])
 def test_every_act_is_possible_by_keyboard_alone(
-    browser: Any, served: Server, tmp_path: Path, name: str, scheme: str, monkeypatch: pytest.MonkeyPatch
+    browser: Any, served: Server, tmp_path: Path, name: str, scheme: str, slowly: Callable[[], Any]
 ) -> None:
     page = Page(browser, served.address, WIDTHS[name], scheme)
     keys, shown = Keys(page), page.page.locator
@@ -406,9 +422,7 @@ def test_every_act_is_possible_by_keyboard_alone(
 
     set_limit(3000)
     keys.write(shown("#question"), "First")
-    step = Scheduler.step
-    with monkeypatch.context() as patched:  # The server's thread leaves this one time to press a key.
-        patched.setattr(Scheduler, "step", lambda *given: (time.sleep(0.005), step(*given))[1])
+    with slowly():
         keys.press("Enter")
         expect(page.answers.locator(".text")).not_to_be_empty()
         keys.press("Escape")
