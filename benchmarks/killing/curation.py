@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from pathlib import Path
 from typing import Any
 
 from killing import Note, Work, command
+from quatrain.core.reading import sha256_of
 
 RECIPE = """
 unit_megabytes = 0.01
@@ -62,7 +62,7 @@ class Curation(Work):
     def outcome(self, folder: Path, variant: str) -> Any:
         """The SHA-256 of every file but the one of seconds."""
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "timing.json")
-        return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
 
     def read(self, folder: Path, variant: str) -> Any:
         """The documents of a result that says that it is whole."""

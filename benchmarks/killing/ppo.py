@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from pathlib import Path
 from typing import Any
 
 from killing import Note, Work, command
+from quatrain.core.reading import sha256_of
 
 RECIPE = """
 name = "tiny"
@@ -88,8 +88,7 @@ class PPO(Work):
     def outcome(self, folder: Path, variant: str) -> Any:
         """The SHA-256 of all weights, and the metrics of all steps."""
         weights = {
-            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*.safetensors"))
+            path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(folder.rglob("*.safetensors"))
         }
         lines = (json.loads(line) for line in (folder / "tiny" / "metrics.jsonl").read_text().splitlines())
         metrics = [{key: value for key, value in line.items() if not any(part in key for part in MEASURED)}
@@ -104,7 +103,7 @@ class PPO(Work):
         if not place.is_dir():
             return None
         model_folder.load(place)
-        return hashlib.sha256((place / "model.safetensors").read_bytes()).hexdigest()
+        return sha256_of(place / "model.safetensors")
 
 
 WORK = PPO()

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict
 
+from quatrain.agents.tool import Effect
 from quatrain.core.atomic import disk_errors
 from quatrain.core.errors import InputError
 from quatrain.core.settings import Listing, Settings, parse
@@ -54,7 +55,7 @@ class _ToolPart(_Part):
     name: str
     description: str
     parameters: dict[str, Any]
-    effect: Literal["none", "read", "act"]
+    effect: Effect
     untrusted: bool
     described_outside: bool
     ends: bool
@@ -218,7 +219,7 @@ def read_record(path: str | Path) -> Record:
         parse(EVENTS[kind], event, what=f"{path}:{number}: the event {kind}")
         events.append(event)
     if not events:
-        raise InputError(f"{path}: is empty, so this is no record of an agent")
+        raise InputError(f"{path}: has no whole event, so this is no record of an agent")
     return Record(events, cut)
 
 

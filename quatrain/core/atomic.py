@@ -85,6 +85,11 @@ def sync_folder(folder: str | Path) -> None:
             os.close(descriptor)
 
 
+def temporary_name(path: Path) -> Path:
+    """A new name beside `path`, for what takes its place when it is whole. `is_leftover` knows it after a kill."""
+    return path.parent / f".{path.name[:64]}.{secrets.token_hex(6)}{_TEMPORARY_SUFFIX}"
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file for writing that takes its place at `path` only when the block ends well.
@@ -102,7 +107,7 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     encoding, newline = (None, None) if mode == "wb" else ("utf-8", "\n")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".{path.name[:64]}.{secrets.token_hex(6)}{_TEMPORARY_SUFFIX}"
+        temporary = temporary_name(path)
         with open(temporary, mode.replace("w", "x"), encoding=encoding, newline=newline) as handle:
             yield handle
             handle.flush()

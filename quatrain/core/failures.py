@@ -54,6 +54,20 @@ def failures_explained(name: str, folder: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def ended_workers_explained(work: str, kept: str) -> Iterator[None]:
+    """A worker process of `work` that something else has ended, as a message; `kept` is what the command continues."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise QuatrainError(
+            f"A process of {work} was ended from outside, perhaps because memory ran out; use fewer --processes. "
+            f"The same command continues {kept}."
+        ) from error
+
+
 def _out_of_memory(name: str) -> QuatrainError:
     kind = name.partition("-")[2]
     return QuatrainError(

@@ -6,7 +6,6 @@ Robertson & Zaragoza 2009; bm25s: Lù 2024 (arXiv 2407.03618).
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quatrain.core.atomic import disk_errors, sync_folder, write_json
+from quatrain.core.atomic import disk_errors, sync_folder, temporary_name, write_json
 from quatrain.core.errors import InputError
 from quatrain.core.reading import read_json
 from quatrain.retrieval.words import Analyzer, import_bm25s
@@ -61,7 +60,7 @@ class Bm25:
 
     def save(self, folder: Path, state: str) -> None:
         """Write it to a folder, whole or not at all. `state` names the content that it belongs to."""
-        temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+        temporary = temporary_name(folder)
         with disk_errors(folder):
             try:
                 temporary.mkdir(parents=True)

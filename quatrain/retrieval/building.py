@@ -172,8 +172,9 @@ class _Build:
 
     def __init__(self, draft: Draft, reporter: Reporter, report: BuildReport):
         self.draft, self.settings, self.reporter, self.report = draft, draft.settings, reporter, report
-        self.is_writing = draft.path is not None or draft.current is None
-        self._open((draft.current if not self.is_writing else None) or draft.open())
+        unchanged = draft.current if draft.path is None else None
+        self.is_writing = unchanged is None
+        self._open(unchanged or draft.open())
 
     def _open(self, content: Path) -> None:
         settings = self.settings

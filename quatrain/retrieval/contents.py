@@ -6,11 +6,10 @@ killed, the old one answers. The next build continues what a killed one has left
 
 from __future__ import annotations
 
-import secrets
 import shutil
 from pathlib import Path
 
-from quatrain.core.atomic import disk_errors, remove_leftovers
+from quatrain.core.atomic import disk_errors, remove_leftovers, temporary_name
 from quatrain.retrieval.readers import CONTENT, MARKER
 from quatrain.retrieval.settings import IndexSettings, content_folder, read_settings, write_settings
 
@@ -57,7 +56,7 @@ class Draft:
                 if self.current is None:
                     path.mkdir()
                 else:
-                    copy = self.folder / f".{path.name}.{secrets.token_hex(6)}.partial"
+                    copy = temporary_name(path)
                     shutil.copytree(self.current, copy)
                     copy.rename(path)
             self.path = path

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from quatrain.core import reading
-from quatrain.core.atomic import disk_error, disk_errors, write_json
+from quatrain.core.atomic import disk_error, disk_errors, temporary_name, write_json
 from quatrain.core.errors import InputError
 from quatrain.runs.fingerprints import Mark
 from quatrain.runs.settings import RecipeSettings
@@ -75,7 +74,7 @@ def make_folder(folder: Path) -> None:
     """Create a run's folder, or raise InputError that says why this is impossible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable.{secrets.token_hex(6)}.partial"  # a leftover, if a kill comes now
+        probe = temporary_name(folder / "writable")
         probe.write_bytes(b"")
         probe.unlink()
     except (FileExistsError, NotADirectoryError) as error:

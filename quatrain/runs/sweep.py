@@ -14,7 +14,6 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -25,6 +24,7 @@ import numpy as np
 
 from quatrain.core.atomic import write_json
 from quatrain.core.errors import InputError, QuatrainError
+from quatrain.core.failures import ended_workers_explained
 from quatrain.core.progress import Reporter, SilentReporter
 from quatrain.planning.counts import training_flops_per_token
 from quatrain.planning.overview import parse_number
@@ -332,7 +332,8 @@ def _outcomes(
     rate: list[float] = []  # FLOPs a second
     threads = max(1, _threads() // plan.processes)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(plan.processes, mp_context=context) as pool, _stopping_children():
+    explained = ended_workers_explained("the sweep", "with the points that have finished")
+    with explained, ProcessPoolExecutor(plan.processes, mp_context=context) as pool, _stopping_children():
         running: dict[Future[Outcome], int] = {}
         while waiting or running:
             while waiting and len(running) < plan.processes:
@@ -345,13 +346,7 @@ def _outcomes(
             done, _ = wait(running, return_when=FIRST_COMPLETED) if running else (set(), set())
             for future in done:
                 number = running.pop(future)
-                try:
-                    outcome = future.result()
-                except BrokenProcessPool as error:
-                    raise QuatrainError(
-                        "A process of the sweep was ended from outside, perhaps because memory ran out; use fewer "
-                        "--processes. The same command continues with the points that have finished."
-                    ) from error
+                outcome = future.result()
                 if isinstance(outcome, Point) and outcome.seconds > 0:
                     rate.append(costs[number] / outcome.seconds)
                 yield number, outcome

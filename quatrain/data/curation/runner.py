@@ -25,6 +25,7 @@ from typing import Any
 
 from quatrain.core.atomic import atomic_write, disk_errors, remove_leftovers, write_json
 from quatrain.core.errors import InputError, QuatrainError
+from quatrain.core.failures import ended_workers_explained
 from quatrain.core.locks import FolderLock
 from quatrain.core.progress import Reporter
 from quatrain.core.reading import read_json, sha256_of
@@ -443,18 +444,16 @@ def _in_processes(job: Job, number: int, units: Sequence[int], processes: int, d
             done(unit)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(units)), context, _start, (job, os.getpid())) as pool:
+    with (
+        ended_workers_explained("the curation", "where it was"),
+        ProcessPoolExecutor(min(processes, len(units)), context, _start, (job, os.getpid())) as pool,
+    ):
         try:
             waiting = _submitted(pool, number, units)
             while waiting:
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in finished:
                     done(future.result())
-        except BrokenProcessPool as error:
-            raise QuatrainError(
-                "A process of the curation was ended from outside, perhaps because memory ran out; use fewer "
-                "--processes. The same command continues where it was."
-            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
