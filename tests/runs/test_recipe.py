@@ -373,16 +373,21 @@ def _tables(value: Any, place: tuple[str | int, ...]) -> Any:
 
 
 def test_no_optional_key_has_a_default_that_toml_cannot_take_away() -> None:
-    """None is written by leaving a key out, which only works where None is also the default."""
+    """None is written by leaving a key out, which only works where None is also the default.
+
+    Records of agents are JSON, which has a null of its own."""
 
     def classes(cls: type) -> Any:
         for sub in cls.__subclasses__():
             yield sub
             yield from classes(sub)
 
+    from quatrain.agents import recorder
     from quatrain.core.settings import Settings
 
+    load(FULL)
     found = [cls for cls in classes(Settings) if cls.__module__.startswith("quatrain.")]
+    found = [cls for cls in found if cls.__module__ != recorder.__name__]
     assert len(found) > 10
     for cls in found:
         for name, field in cls.model_fields.items():

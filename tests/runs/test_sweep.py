@@ -79,11 +79,9 @@ def test_a_sweep_runs_resumes_and_predicts(recipe: str, tmp_path: Path, monkeypa
         ran.append(settings)
         return original(plan, settings, tokenizer, threads)
 
-    module = sweep
-
-    original = module._run_point
-    monkeypatch.setattr(module, "ProcessPoolExecutor", InProcess)
-    monkeypatch.setattr(module, "_run_point", counted)
+    original = sweep._run_point
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", InProcess)
+    monkeypatch.setattr(sweep, "_run_point", counted)
     result = run_sweep(plan, SilentReporter())
     assert len(result.points) == 6 and len(ran) == 6 and not result.failed and not result.left_out
     assert len({point.parameters for point in result.points}) == 2
@@ -130,23 +128,19 @@ def test_the_verb_in_processes_of_its_own(recipe: str, tmp_path: Path, capsys: p
 def test_a_budget_leaves_points_out_and_names_them(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = sweep
-
-    monkeypatch.setattr(module, "ProcessPoolExecutor", InProcess)
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", InProcess)
     point = Point({}, 1.0, 1.0, 1.0, 1.0, 1e9, "x")
-    monkeypatch.setattr(module, "_run_point", lambda plan, settings, tokenizer, threads: point)
-    monkeypatch.setattr(module, "_tokenizer", lambda plan, first: None)
+    monkeypatch.setattr(sweep, "_run_point", lambda plan, settings, tokenizer, threads: point)
+    monkeypatch.setattr(sweep, "_tokenizer", lambda plan, first: None)
     plan = SweepPlan("tiny", recipe, (), (Axis.parse(f"{STEPS}=1,2,3"),), tmp_path / "sweep", minutes=1.0)
     result = run_sweep(plan, SilentReporter())
     assert len(result.points) == 1 and result.left_out == [{STEPS: "2"}, {STEPS: "3"}]
 
 
 def test_a_point_that_fails_is_named(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sweep
-
-    monkeypatch.setattr(module, "ProcessPoolExecutor", InProcess)
-    monkeypatch.setattr(module, "_run_point", lambda plan, settings, tokenizer, threads: "the disk is full")
-    monkeypatch.setattr(module, "_tokenizer", lambda plan, first: None)
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", InProcess)
+    monkeypatch.setattr(sweep, "_run_point", lambda plan, settings, tokenizer, threads: "the disk is full")
+    monkeypatch.setattr(sweep, "_tokenizer", lambda plan, first: None)
     result = run_sweep(SweepPlan("tiny", recipe, (), (Axis.parse(f"{STEPS}=1,2"),), tmp_path / "s"), SilentReporter())
     assert result.failed == {f"{STEPS}=1": "the disk is full", f"{STEPS}=2": "the disk is full"}
 
