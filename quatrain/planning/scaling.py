@@ -196,6 +196,10 @@ class Fit:
 STARTS = 6
 """Starting points of a fit, the most promising of the grid."""
 
+LOWEST = torch.tensor([-20.0, -100.0, -100.0, math.log(1e-3), math.log(1e-3)], dtype=torch.float64)
+HIGHEST = torch.tensor([5.0, 100.0, 100.0, math.log(4.0), math.log(4.0)], dtype=torch.float64)
+"""Bounds on the logarithms of E, A, B, alpha and beta: noisy losses would otherwise be fitted by exponents of 1e165."""
+
 DELTA = 1e-3
 """Threshold of the Huber loss of log L, as in both papers."""
 
@@ -207,8 +211,9 @@ def fit(
     """Fits L = E + A / N^alpha + B / D^beta to runs.
 
     Minimizes the sum of Huber losses of log L (threshold 1e-3) over the logarithms of the five constants by L-BFGS in
-    float64 from the most promising of a grid of starting points. `bootstrap`: draws with replacement, each fitted from
-    the best point, for standard errors. Raises InputError for fewer than 6 runs, and for values that are not positive.
+    float64 from the most promising of a grid of starting points; the exponents stay between 0.001 and 4. `bootstrap`:
+    draws with replacement, each fitted from the best point, for standard errors. Raises InputError for fewer than 6
+    runs, and for values that are not positive.
     """
     data = np.asarray([parameters, tokens, losses], dtype=float)
     if data.shape[1] < 6:
@@ -233,14 +238,14 @@ def fit(
 
 
 def _constants(point: Tensor) -> dict[str, float]:
-    e, a, b, alpha, beta = point.tolist()
+    e, a, b, alpha, beta = point.clamp(LOWEST, HIGHEST).tolist()
     return {name: math.exp(each) for name, each in zip("E A B alpha beta".split(), (e, a, b, alpha, beta), strict=True)}
 
 
 def _objective(points: Tensor, logs: Tensor) -> Tensor:
     """The sum of Huber losses of each of (K, 5) points, (K,). A point has the logarithms of E, A, B, alpha and beta."""
     n, d, loss = logs
-    e, a, b, alpha, beta = (points[:, index, None] for index in range(5))
+    e, a, b, alpha, beta = points.clamp(LOWEST, HIGHEST).T[:, :, None]
     falls = torch.stack([a - alpha.exp() * n, b - beta.exp() * d, e.expand(-1, n.numel())])
     predicted = torch.logsumexp(falls, 0)
     return torch.nn.functional.huber_loss(predicted, loss.expand_as(predicted), delta=DELTA, reduction="none").sum(1)

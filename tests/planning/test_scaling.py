@@ -141,6 +141,16 @@ def test_an_outlier_barely_moves_a_fit() -> None:
     assert fit(sizes, tokens, losses).law.alpha == pytest.approx(0.34, abs=0.01)
 
 
+def test_losses_without_a_law_give_one_that_can_be_asked() -> None:
+    """Two sizes after one to three steps, where the larger one is worse: 4.1e165 was once the exponent of N."""
+    sizes = [1944.0, 1944.0, 4400.0, 1944.0, 4400.0, 4400.0]
+    tokens = [128.0, 256.0, 128.0, 384.0, 256.0, 384.0]
+    losses = [2.78124885929441, 2.78124885929441, 2.8009669299264557, 2.75527788319634, 2.8009669299264557, 2.7437609]
+    law = fit(sizes, tokens, losses).law
+    assert 1e-3 <= law.alpha <= 4 and 1e-3 <= law.beta <= 4
+    assert law.loss(8000, 384) == pytest.approx(2.76, abs=0.05)
+
+
 def test_iso_flop_minimum() -> None:
     budget = 1e19
     sizes = [HOFFMANN.optimal(budget)[0] * 2.0**step for step in (-2, -1, 0, 1, 2)]
