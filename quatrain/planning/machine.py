@@ -43,28 +43,41 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+PATIENCE = 0.25
+"""Seconds after which no further product is timed: on a CPU without instructions for bfloat16 one takes that long."""
+
+
 def matmul_flops_per_second(dtype: torch.dtype, device: torch.device | str = "cpu", size: int = 512) -> float:
-    """Measures a (size, size) matrix product: floating-point operations per second, the best of 5 tries."""
+    """Measures (size, size) matrix products: floating-point operations per second, the best of 20 or of 0.25 s."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(5):
+    together = 1 if torch.device(device).type == "cpu" else 4  # A GPU also needs time to be told.
+    best, begun = float("inf"), time.perf_counter()
+    for _ in range(20 // together):
         _wait(device)
         start = time.perf_counter()
-        for _ in range(4):
+        for _ in range(together):
             a @ b
         _wait(device)
-        best = min(best, time.perf_counter() - start)
-    return 4 * 2 * size**3 / best
+        best = min(best, (time.perf_counter() - start) / together)
+        if time.perf_counter() - begun > PATIENCE:
+            break
+    return 2 * size**3 / best
 
 
 @cache
+def relative_speed(precision: str, device: str = "cpu") -> float:
+    """The rate of matrix products in `bfloat16` or `float16` over that of float32; 0 if the device has none."""
+    try:
+        return matmul_flops_per_second(getattr(torch, precision), device) / matmul_flops_per_second(
+            torch.float32, device
+        )
+    except RuntimeError:
+        return 0.0
+
+
 def fastest_precision(device: str = "cpu") -> str:
     """`bfloat16` where its matrix products are at least 1.5 times as fast as float32's, otherwise `float32`."""
-    try:
-        half = matmul_flops_per_second(torch.bfloat16, device)
-    except RuntimeError:
-        return "float32"
-    return "bfloat16" if half > 1.5 * matmul_flops_per_second(torch.float32, device) else "float32"
+    return "bfloat16" if relative_speed("bfloat16", device) > 1.5 else "float32"
 
 
 def _wait(device: torch.device | str) -> None:

@@ -7,18 +7,21 @@ from collections.abc import Iterator
 from quatrain.core.errors import InputError
 from quatrain.planning.counts import state_bytes
 from quatrain.planning.limits import check_training
-from quatrain.planning.machine import choose_device
+from quatrain.planning.machine import choose_device, relative_speed
 from quatrain.runs.job import TrainingJob
 from quatrain.runs.stage import StageContext
 from quatrain.training.memory import tensor_bytes
 from quatrain.training.preflight import DataReport, preview_data
+
+SLOW = 0.5
+"""Speed of a precision, as a share of float32's, below which its choice is questioned."""
 
 
 def check_job(job: TrainingJob, context: StageContext) -> None:
     """The short form of `quatrain check`, before a stage trains. Raises InputError for what cannot work."""
     if job.adapter is None and (problem := memory_problem(job)):
         raise InputError(f"{context.name}: {problem}")
-    for warning in ineffective_settings(job):
+    for warning in doubtful_settings(job):
         context.reporter.warn(warning)
     if job.examples is None:
         return
@@ -65,8 +68,8 @@ def memory_problem(job: TrainingJob) -> str | None:
     return None
 
 
-def ineffective_settings(job: TrainingJob) -> Iterator[str]:
-    """Settings that have no effect: a warm-up longer than the training, choices by validations that do not happen."""
+def doubtful_settings(job: TrainingJob) -> Iterator[str]:
+    """Settings that cannot be meant: without an effect, or slower than the default on this device."""
     settings = job.settings
     if job.validate is None and (settings.keep == "best" or settings.patience):
         setting = 'keep = "best"' if settings.keep == "best" else f"patience = {settings.patience}"
@@ -79,6 +82,15 @@ def ineffective_settings(job: TrainingJob) -> Iterator[str]:
             f"train.warmup_steps: {settings.warmup_steps:,} of {job.steps:,} steps; "
             f"the learning rate never reaches {settings.learning_rate:g}. Lower it, or train for longer."
         )
+    if settings.precision in ("bfloat16", "float16"):
+        device = choose_device(settings.device).type
+        speed = relative_speed(settings.precision, device)
+        if 0 < speed < SLOW:
+            place = "CPU" if device == "cpu" else "device"
+            yield (
+                f"train.precision: {settings.precision}; its matrix products take {1 / speed:,.0f} times as long as "
+                f"those of float32 on this {place}. Take auto, which measures both."
+            )
 
 
 def optimizer_bytes(job: TrainingJob) -> int:

@@ -23,7 +23,7 @@ from quatrain.planning.block_widths import width_notes
 from quatrain.planning.machine import free_disk
 from quatrain.runs.contexts import stage_context
 from quatrain.runs.job import TrainingJob
-from quatrain.runs.job_checks import ineffective_settings, inspect_examples, memory_problem, optimizer_bytes
+from quatrain.runs.job_checks import doubtful_settings, inspect_examples, memory_problem, optimizer_bytes
 from quatrain.runs.learning import adapt, check_learns_whole
 from quatrain.runs.recipe import Recipe, dumps
 from quatrain.runs.stage import StageContext
@@ -150,7 +150,7 @@ def _stage(job: TrainingJob, context: StageContext) -> StagePreflight:
         context.name,
         getattr(settings, "objective", settings.kind),
         data,
-        [*job.notes, *ineffective_settings(job), *(width_notes(job.model.config) if job.model.is_planned else [])],
+        [*job.notes, *doubtful_settings(job), *(width_notes(job.model.config) if job.model.is_planned else [])],
         (job.tokenizer.vocab_size, job.model.config.vocab_size),
         trained,
         total,

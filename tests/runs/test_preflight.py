@@ -138,6 +138,20 @@ def test_a_model_that_does_not_fit_is_refused_without_a_step(text: str, monkeypa
     assert all(stage.seconds is None for stage in told.stages)
 
 
+def test_a_precision_without_instructions_is_named(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 on a CPU of before 2022 runs, at a twentieth of the speed, and nothing but the clock would say so."""
+    from quatrain.runs import job_checks as module
+
+    speeds = {"bfloat16": 0.04, "float16": 0.0}
+    monkeypatch.setattr(module, "relative_speed", lambda precision, device: speeds[precision])
+    for precision in ("bfloat16", "float16", "auto"):
+        given = loads(text.replace('device = "cpu"', f'device = "cpu", precision = "{precision}"'))
+        notes = [note for stage in preflight(given, measure=False).stages for note in stage.notes]
+        named = [note for note in notes if note.startswith("train.precision")]
+        assert len(named) == (2 if precision == "bfloat16" else 0), notes
+        assert all("bfloat16; its matrix products take 25 times as long as those of float32" in note for note in named)
+
+
 def test_a_full_disk_is_foreseen(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from quatrain.runs import preflight as module
 
