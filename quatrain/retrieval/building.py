@@ -24,7 +24,7 @@ from quatrain.retrieval.bm25 import Bm25
 from quatrain.retrieval.chunkers import chunks_of, measure_of
 from quatrain.retrieval.contents import Draft, known_settings, number_of
 from quatrain.retrieval.documents import IndexDocument
-from quatrain.retrieval.encoders import FileEncoder, kind_of, modalities_of
+from quatrain.retrieval.encoders import FileEncoder, encoder_modality, kind_of, modalities_of
 from quatrain.retrieval.index import BM25_FOLDER, Index, state_of
 from quatrain.retrieval.readers import MARKER, TEXT, files_of, read_documents, unread
 from quatrain.retrieval.settings import INDEXES, IndexSettings
@@ -246,7 +246,7 @@ class _Build:
                 self.store.set(f"encoder {space}", encoder.fingerprint)
             wanted = self.index.chunks_for(encoder)
             missing = [number for number in self.store.without_vector(space) if number in wanted]
-            is_of_files = hasattr(encoder, "encode_prepared")
+            is_of_files = encoder_modality(space) != TEXT
             size = ENCODED_FILES if is_of_files else ENCODED
             if missing:
                 self.writable()

@@ -19,7 +19,7 @@ import numpy as np
 from quatrain.core.errors import InputError
 from quatrain.core.settings import did_you_mean
 from quatrain.retrieval.bm25 import Bm25
-from quatrain.retrieval.encoders import Encoder, FileEncoder, kind_of
+from quatrain.retrieval.encoders import Encoder, FileEncoder, encoder_modality, kind_of
 from quatrain.retrieval.readers import TEXT, modality_of
 from quatrain.retrieval.rerank import Reranker
 from quatrain.retrieval.retrievers import RETRIEVERS, fused
@@ -147,7 +147,7 @@ class Index:
 
     def file_encoders(self) -> dict[str, FileEncoder]:
         """The encoders that read files without text by the names of their spaces, such as those of pictures."""
-        spaces = [name for name in self.settings.dense if getattr(kind_of(name), "MODALITY", TEXT) != TEXT]
+        spaces = [name for name in self.settings.dense if encoder_modality(name) != TEXT]
         found: Any = {space: self.encoders()[space] for space in spaces}
         return dict(found)
 

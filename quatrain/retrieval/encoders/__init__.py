@@ -74,9 +74,15 @@ def kind_of(name: str) -> Any:
     )
 
 
+def encoder_modality(name: str) -> str:
+    """What the encoder of a name reads, as readers call it. Raises InputError."""
+    modality: str = getattr(kind_of(name), "MODALITY", TEXT)
+    return modality
+
+
 def modalities_of(names: Iterable[str]) -> set[str]:
     """What the encoders of these names read beside text, and text."""
-    return {TEXT, *(getattr(kind_of(name), "MODALITY", TEXT) for name in names)}
+    return {TEXT, *map(encoder_modality, names)}
 
 
 def unit(vectors: np.ndarray) -> Vectors:
