@@ -28,7 +28,7 @@ from quatrain.models.families import get_family
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.tokenizers.tokenizer import Tokenizer
 
-TOLERANCES = {"float32": 1e-4, "int8": 0.3}
+TOLERANCES = {"float32": 1e-4, "int8": 0.15}
 OPSET = 18
 EVERY_EXPERT = "the graph computes every expert for every token, and not only the chosen ones"
 HEADS = (
@@ -155,13 +155,17 @@ def _export(
 
 
 def _quantize(file: Path) -> None:
-    """Replaces the float32 weights of matrix products by int8 with a scale for each tensor; activations are dynamic."""
+    """Replaces the float32 weights of matrix products by 8 bits with a scale for each channel; activations are dynamic.
+
+    The weights are unsigned: products of signed ones with unsigned activations overflow 16 bits on x86 processors
+    without VNNI (ONNX Runtime's page on quantization, "Data type selection").
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     whole = file.with_name(f"float-{file.name}")
     file.rename(whole)
     with _quiet():
-        quantize_dynamic(str(whole), str(file), weight_type=QuantType.QInt8, per_channel=True)
+        quantize_dynamic(str(whole), str(file), weight_type=QuantType.QUInt8, per_channel=True)
     for path in (whole, whole.with_name(f"{file.name}.data"), whole.with_name(f"{whole.name}.data")):
         path.unlink(missing_ok=True)
 

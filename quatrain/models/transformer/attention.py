@@ -201,7 +201,7 @@ class Attention(nn.Module):
         if self.sinks is not None:
             sinks = self.sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
             scores = torch.cat((scores, sinks), dim=-1)
-        weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
         weights = weights if self.sinks is None else weights[..., :-1]
         if recorded is not None:
             recorded.append(weights)

@@ -100,7 +100,7 @@ class LatentAttention(Attention):
         scores = (reduced @ stored.mT + rotated.flatten(1, 2) @ key.mT).view(batch, heads, length, -1) * self.scale
         added = mask.additive(length, stored.shape[1], plain)
         scores = scores if added is None else scores + added
-        weights = scores.softmax(-1, dtype=torch.float32).to(plain.dtype)
+        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(plain.dtype)
         mixed = (weights.flatten(1, 2) @ stored).view(batch, heads, length, -1)
         return (mixed @ to_values.mT).transpose(1, 2).flatten(2)
 

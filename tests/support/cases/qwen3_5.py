@@ -18,7 +18,7 @@ CASES = [
     _case("tied", tie_word_embeddings=True, linear_num_key_heads=4, linear_conv_kernel_dim=3, rms_norm_eps=1e-4,
           rope_parameters={"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5,
                            "mrope_section": [2, 1, 1]}),
-    _case("body", "TextModel", length=131, scale=0.08, num_hidden_layers=3,
+    _case("body", "TextModel", length=131, scale=0.06, num_hidden_layers=3,
           layer_types=["linear_attention", "full_attention", "linear_attention"]),
     _case("classifier", "TextForSequenceClassification", num_labels=3),
 ]  # fmt: skip
