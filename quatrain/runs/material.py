@@ -261,8 +261,9 @@ def generated_task(context: StageContext, stage: Settings) -> Task[Any] | None:
     if key not in context.shared:
         limits = context.recipe.evaluate
         settings = GenerateSettings(
-            context.folder, context.seed, limits.examples, questions=limits.questions, people=limits.people
-        )
+            context.folder, context.seed, limits.examples, questions=limits.questions, people=limits.people,
+            reporter=context.reporter,
+        )  # fmt: skip
         context.shared[key] = task = generated(data, settings)
         for note in task.notes if task is not None else ():
             context.reporter.info(note)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from itertools import islice
@@ -18,6 +18,8 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 
+from quatrain.core.progress import SilentReporter
+from quatrain.core.reporter import Reporter
 from quatrain.data.settings import DataSettings
 
 if TYPE_CHECKING:
@@ -395,6 +397,8 @@ class GenerateSettings:
     """A file of the user's own questions, which are only scored."""
     people: int | None = None
     """The most questions by people in one set; None for all."""
+    reporter: Reporter = field(default_factory=SilentReporter)
+    """Shows how many examples there are."""
 
 
 class TaskSpec(Protocol):

@@ -26,6 +26,8 @@ from itertools import cycle
 from pathlib import Path
 
 from quatrain.core.errors import InputError
+from quatrain.core.progress import SilentReporter
+from quatrain.core.reporter import ProgressTask, Reporter
 from quatrain.tasks.text2sql import documents as texts
 from quatrain.tasks.text2sql.asking.asker import Asker
 from quatrain.tasks.text2sql.conditions import MONTHS, Draw
@@ -78,6 +80,7 @@ class Text2SQL:
     _open: dict[str, list[Combination]] = field(repr=False)
     _weights: list[float] = field(repr=False)
     linker: Linker = field(repr=False)
+    _progress: ProgressTask = field(repr=False)
 
     messages = staticmethod(messages)
 
@@ -95,13 +98,15 @@ class Text2SQL:
         held_out_values: float = 0.1,
         held_out_combinations: float = 0.12,
         shapes: Sequence[str] | None = None,
+        reporter: Reporter | None = None,
     ) -> Text2SQL:
         """Read the database; make `examples` training questions, `held_out` questions for each held-out set, and so on.
 
         `made_up` is the share of values in training and practice questions that are inventions (their answers are
         empty; they teach copying), the two shares after it say how much is held out; `shapes` limits the questions to
-        some shapes. Sets come out smaller where the database does not allow more; `notes` says so. Raises InputError
-        for numbers out of range, unknown shapes, and a database nothing can be asked of.
+        some shapes. Sets come out smaller where the database does not allow more; `notes` says so. `reporter` shows
+        how many questions there are. Raises InputError for numbers out of range, unknown shapes, and a database
+        nothing can be asked of.
         """
         _check(
             {"examples": examples, "held_out": held_out, "practice": practice, "development": development},
@@ -130,14 +135,18 @@ class Text2SQL:
             notes.append(f"{len(unfit)} of {len(chosen)} shapes do not fit this database: {', '.join(unfit)}")
         weights = [min(1.0, len(opened[name]) * 12 * len(opened) / max(examples, 1)) for name in opened]
         linker = Linker.of(schema)
-        data = cls(schema, seed, [], [], [], {}, held_out_set, notes, material, phrases, opened, weights, linker)
-        questions: set[str] = set()
-        asked = data.asked("asked", round(examples * ASKED_SHARE), questions)
-        data.train = asked + data._open_examples("train", examples - len(asked), questions, made_up)
-        random.Random(f"order {seed}").shuffle(data.train)
-        data.practice = data._open_examples("practice", practice, questions, made_up)
-        data.development = data._open_examples("development", development, questions, 0.0)
-        data._fill_held_out(held_out, closed, questions)
+        total = examples + practice + development + len(SETS) * held_out
+        with (reporter or SilentReporter()).task("questions", total=total, unit="question") as task:
+            data = cls(
+                schema, seed, [], [], [], {}, held_out_set, notes, material, phrases, opened, weights, linker, task
+            )
+            questions: set[str] = set()
+            asked = data.asked("asked", round(examples * ASKED_SHARE), questions)
+            data.train = asked + data._open_examples("train", examples - len(asked), questions, made_up)
+            random.Random(f"order {seed}").shuffle(data.train)
+            data.practice = data._open_examples("practice", practice, questions, made_up)
+            data.development = data._open_examples("development", development, questions, 0.0)
+            data._fill_held_out(held_out, closed, questions)
         for name, count in (("train", examples), ("practice", practice), ("development", development)):
             got = len(getattr(data, name))
             if got < count:
@@ -243,6 +252,7 @@ class Text2SQL:
             misses = 0
             questions.add(example.question)
             result.append(shown)
+            self._progress.advance()
         return result
 
     def _is_held_out(self, example: Example) -> bool:
@@ -332,6 +342,7 @@ class Text2SQL:
                 continue
             questions.add(example.question)
             result.append(self._linked(example))
+            self._progress.advance()
         return result
 
 

@@ -234,6 +234,7 @@ class Text2SQLSpec:
             examples=data.examples,
             held_out=settings.held_out,
             made_up=INVENTED_VALUES,
+            reporter=settings.reporter,
         )
         return GeneratedSQL(path, dataset, settings.questions, settings.people, answers=data.answers)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from quatrain.core.errors import InputError
+from quatrain.core.progress import PlainReporter
 from quatrain.tasks.text2sql import SETS, Connection, Example, Text2SQL, execution_match, messages
 from quatrain.tasks.text2sql.dataset import ASKED_SHARE
 from quatrain.tasks.text2sql.frames import FRAMES
@@ -166,6 +168,14 @@ def test_one_seed_gives_one_dataset_in_every_process(shop: Path) -> None:
     first, other = (Text2SQL.build(shop, seed=seed, examples=300, held_out=10) for seed in (3, 4))
     assert first.train != other.train
     assert first.held_out_values.values != other.held_out_values.values
+
+
+def test_every_question_is_shown_to_be_made(shop: Path) -> None:
+    """The quickstart's 45,000 take ten seconds and more, and nothing else is shown before them."""
+    shown = io.StringIO()
+    made = Text2SQL.build(shop, examples=60, held_out=3, practice=5, development=4, reporter=PlainReporter(shown))
+    count = len(stages(made)) + sum(map(len, made.held_out.values()))
+    assert f"questions: question {count}/78, " in shown.getvalue()
 
 
 def test_documents_can_be_read_again_and_cut(data: Text2SQL) -> None:
