@@ -48,7 +48,7 @@ PATIENCE = 0.25
 
 
 def matmul_flops_per_second(dtype: torch.dtype, device: torch.device | str = "cpu", size: int = 512) -> float:
-    """Measures (size, size) matrix products: floating-point operations per second, the best of 20 or of 0.25 s, and of 2."""
+    """Measures (size, size) matrix products: FLOP/s, the best of 20 or of 0.25 s, and of 2 at least."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     together = 1 if torch.device(device).type == "cpu" else 4  # A GPU also needs time to be told.
     best, begun = float("inf"), time.perf_counter()
