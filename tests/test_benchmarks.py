@@ -192,3 +192,12 @@ def test_the_memory_of_a_child_is_its_own(common: ModuleType) -> None:
 def test_a_command_that_is_not_there_ends_the_benchmark(common: ModuleType) -> None:
     with pytest.raises(SystemExit, match="no-such-command"):
         common.run_child(["no-such-command"])
+
+
+def test_the_nightly_job_throws_inputs_at_every_entry_point() -> None:
+    job = (BENCHMARKS.parent / ".github" / "workflows" / "nightly.yml").read_text(encoding="utf-8")
+    named = re.findall(r"^ {10}- (.+)$", job.split("entry:\n")[1].split("steps:")[0], re.MULTILINE)
+    code = "from fuzzing.entries import ENTRIES; print(*sorted(ENTRIES), sep='\\n')"
+    done = forks.run(["-c", code], cwd=BENCHMARKS, env={**os.environ, "PYTHONPATH": str(BENCHMARKS)})
+    assert done.returncode == 0, done.stderr
+    assert named == done.stdout.splitlines()
