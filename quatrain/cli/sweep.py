@@ -61,11 +61,11 @@ def sweep(
     reporter = create_reporter(json_lines=json_lines)
     name = name or f"sweep-{load(recipe, overrides).name}"
     axes = tuple(Axis.parse(text) for text in over)
-    plan = SweepPlan(name, recipe, overrides, axes, runs_dir / name, minutes, processes)
+    plan = SweepPlan(name, recipe, overrides, axes, runs_dir / name, minutes, processes, tuple(predict), best)
     result = run_sweep(plan, reporter)
     law = result.law()
-    prediction = predict_and_run(plan, law, predict, reporter) if predict else None
-    page = write_page(plan, result, law, prediction, best)
+    prediction = predict_and_run(plan, law, reporter) if predict else None
+    page = write_page(plan, result, law, prediction)
     if json_lines:
         show_json(_figures(result, law, prediction, best) | {"page": str(page)})
     else:

@@ -61,6 +61,14 @@ class Axis:
         return cls(key.strip(), values)
 
 
+def number_of(text: str) -> float | None:
+    """The number that a setting is, such as 0.001 or 500k; None for another one."""
+    try:
+        return float(text)
+    except ValueError:
+        return parse_number(text)
+
+
 @dataclass(frozen=True)
 class Point:
     """One finished run: its settings, size, data, cost and loss. `loss` is the validation loss, nats a token."""
@@ -75,13 +83,9 @@ class Point:
 
     def value(self, key: str) -> float:
         """A setting as a number. Raises InputError for a setting that is none."""
-        text = self.settings[key]
-        try:
-            return float(text)
-        except ValueError:
-            if (number := parse_number(text)) is not None:
-                return number
-            raise InputError(f"{key}: {text!r} is not a number, so no curve goes through it.") from None
+        if (number := number_of(self.settings[key])) is None:
+            raise InputError(f"{key}: {self.settings[key]!r} is not a number, so no curve goes through it.")
+        return number
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,10 @@ class Sweep:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """How a sweep runs. `minutes`: None has no limit. `processes` run points side by side, sharing the cores."""
+    """How a sweep runs. `minutes`: None has no limit. `processes` run points side by side, sharing the cores.
+
+    `predict`: settings of a larger run, `key=value`. `best`: a setting of the axes whose best value is looked for.
+    """
 
     name: str
     recipe: str
@@ -213,6 +220,8 @@ class SweepPlan:
     folder: Path
     minutes: float | None = None
     processes: int = 1
+    predict: tuple[str, ...] = ()
+    best: str | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -224,6 +233,25 @@ class SweepPlan:
             problems.append(f"--minutes {self.minutes}: must be above 0")
         keys = [axis.key for axis in self.axes]
         problems += [f"--over {key}: given twice" for key in dict.fromkeys(keys) if keys.count(key) > 1]
+        problems += [
+            f"--predict {change!r}: must be a setting and its value, such as model.hidden_size=192"
+            for change in self.predict
+            if "=" not in change
+        ]
+        if self.predict and (count := math.prod(len(axis.values) for axis in self.axes)) < LEAST_POINTS:
+            problems.append(
+                f"--predict: {count} points; a law needs {LEAST_POINTS} of two sizes and two lengths at least"
+            )
+        if self.best is not None:
+            axis = next((axis for axis in self.axes if axis.key == self.best), None)
+            if axis is None:
+                problems.append(f"--best {self.best}: must be a setting of --over ({', '.join(keys)})")
+            else:
+                problems += [
+                    f"--best {axis.key}: {value!r} is no number above 0, so no curve goes through it"
+                    for value in axis.values
+                    if not 0 < (number_of(value) or 0) < math.inf
+                ]
         if problems:
             raise InputError("This sweep cannot run:", problems)
 
@@ -233,6 +261,10 @@ class SweepPlan:
             dict(zip((axis.key for axis in self.axes), values, strict=True))
             for values in product(*(axis.values for axis in self.axes))
         ]
+
+    def larger(self) -> dict[str, str]:
+        """The settings of the larger run. Those of the axes that `predict` does not name have their last values."""
+        return {axis.key: axis.values[-1] for axis in self.axes} | dict(each.split("=", 1) for each in self.predict)
 
     def recipe_of(self, settings: Mapping[str, str], tokenizer: Path | None = None) -> Recipe:
         """The recipe of a point. Raises InputError for settings that the recipe does not have, all problems at once."""
@@ -280,8 +312,10 @@ def _length(recipe: Recipe, key: str, text: str) -> Iterator[str]:
 def run_sweep(plan: SweepPlan, reporter: Reporter) -> Sweep:
     """Runs the points that are not finished, smallest first, and returns all of them; also written to `sweep.json`.
 
-    Raises InputError, before anything runs, if any point's recipe is wrong. A point that fails is named and left out.
+    Raises InputError, before anything runs, if a recipe of a point or of the larger run is wrong. A point that fails is named and left out.
     """
+    if plan.predict:
+        plan.recipe_of(plan.larger())
     grid = plan.grid()
     recipes = [plan.recipe_of(settings) for settings in grid]
     order = sorted(range(len(grid)), key=lambda number: _cost(recipes[number]))
@@ -443,18 +477,14 @@ class Prediction:
         return (self.predicted - self.point.loss) / self.point.loss
 
 
-def predict_and_run(plan: SweepPlan, law: Fit | None, changes: Sequence[str], reporter: Reporter) -> Prediction:
-    """Predicts the loss of a run with further settings, `key=value`, by the law of a sweep, then runs it.
+def predict_and_run(plan: SweepPlan, law: Fit | None, reporter: Reporter) -> Prediction:
+    """Predicts the loss of the larger run of a plan by the law of its sweep, then runs it.
 
-    Settings of the axes that are not named have their last values. Raises InputError without a law, for a change that
-    is no setting, and QuatrainError if the run fails.
+    Raises InputError without a law, and QuatrainError if the run fails.
     """
     if law is None:
         raise InputError(f"--predict: no law; it needs at least {LEAST_POINTS} points of two sizes and two lengths")
-    wrong = [change for change in changes if "=" not in change]
-    if wrong:
-        raise InputError(f"--predict {wrong[0]!r}: must be a setting and its value, such as model.hidden_size=192")
-    settings = {axis.key: axis.values[-1] for axis in plan.axes} | dict(change.split("=", 1) for change in changes)
+    settings = plan.larger()
     tokenizer = _tokenizer(plan, plan.recipe_of(settings))
     outcome = finished_point(plan, settings, tokenizer)
     if outcome is None:

@@ -29,10 +29,9 @@ MOST_LINES = 5
 """Sizes that a legend names; of more, the lowest loss by compute is drawn."""
 
 
-def write_page(plan: SweepPlan, sweep: Sweep, law: Fit | None, prediction: Prediction | None, best: str | None) -> Path:
-    """Writes `sweep.html` into the folder of the sweep; with the fitted `law`; `best` names a setting
-    whose curve is drawn.
-    """
+def write_page(plan: SweepPlan, sweep: Sweep, law: Fit | None, prediction: Prediction | None) -> Path:
+    """Writes `sweep.html` into the folder of the sweep, with the fitted `law` and the curve of the plan's `best`."""
+    best = plan.best
     other = best is not None or bool(sweep.budgets())
     charts = [] if other and law is None else [_by_compute(sweep, law, prediction)]
     if sweep.budgets():

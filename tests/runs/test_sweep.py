@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing.resource_tracker
 import multiprocessing.spawn
@@ -89,10 +90,11 @@ def test_a_sweep_runs_resumes_and_predicts(recipe: str, tmp_path: Path, monkeypa
     assert json.loads((plan.folder / "sweep.json").read_text())["points"][0]["loss"] == result.points[0].loss
     again = run_sweep(plan, SilentReporter())
     assert len(ran) == 6 and {point.loss for point in again.points} == {point.loss for point in result.points}
-    prediction = predict_and_run(plan, again.law(bootstrap=0), ["model.hidden_size=24"], SilentReporter())
+    larger = dataclasses.replace(plan, predict=("model.hidden_size=24",))
+    prediction = predict_and_run(larger, again.law(bootstrap=0), SilentReporter())
     assert len(ran) == 7 and prediction.point.parameters > max(point.parameters for point in again.points)
     assert abs(prediction.error) < 0.5
-    html = write_page(plan, again, again.law(bootstrap=0), prediction, None).read_text(encoding="utf-8")
+    html = write_page(plan, again, again.law(bootstrap=0), prediction).read_text(encoding="utf-8")
     assert "the larger run" in html and html.count("<tr>") == 7
 
 
@@ -182,7 +184,7 @@ def test_the_best_size_grows_with_compute_as_the_law_says(tmp_path: Path) -> Non
     assert growth.exponent == pytest.approx(law.beta / (law.alpha + law.beta), abs=0.02)
     assert growth.low <= growth.exponent <= growth.high
     assert Sweep("x", sweep.axes, sweep.points[:5]).growth() is None  # one budget
-    page = write_page(SweepPlan("x", "r", (), sweep.axes, tmp_path), sweep, None, None, None).read_text("utf-8")
+    page = write_page(SweepPlan("x", "r", (), sweep.axes, tmp_path), sweep, None, None).read_text("utf-8")
     assert "Loss by size at equal compute" in page and "the best size" in page
 
 
@@ -218,7 +220,7 @@ def test_how_far_the_best_rate_moves_between_widths(tmp_path: Path) -> None:
     found = sweep.transfer("lr")
     assert found["mup_base_width=0"] == pytest.approx(10**0.3, rel=1e-3)
     assert found["mup_base_width=8"] == pytest.approx(1.0)
-    page = write_page(SweepPlan("x", "r", (), axes, tmp_path), sweep, None, None, "lr").read_text("utf-8")
+    page = write_page(SweepPlan("x", "r", (), axes, tmp_path, best="lr"), sweep, None, None).read_text("utf-8")
     assert "Loss by lr, mup_base_width=0" in page and "Loss by lr, mup_base_width=8" in page
 
 
@@ -241,8 +243,8 @@ def test_the_best_learning_rate() -> None:
 def test_the_page_escapes_and_draws(tmp_path: Path) -> None:
     law = ParametricLaw(1.5, 60.0, 300.0, 0.3, 0.35)
     sweep = made(law, [1e5, 3e5, 1e6], [1e6, 4e6])
-    plan = SweepPlan("<b>x", "r", (), sweep.axes, tmp_path)
-    path = write_page(plan, sweep, sweep.law(bootstrap=0), Prediction(sweep.points[-1], 2.0), STEPS)
+    plan = SweepPlan("<b>x", "r", (), sweep.axes, tmp_path, best=STEPS)
+    path = write_page(plan, sweep, sweep.law(bootstrap=0), Prediction(sweep.points[-1], 2.0))
     page = path.read_text(encoding="utf-8")
     assert "<b>x" not in page and page.count("Loss by") >= 2 and "the law at its optimum" in page
 
@@ -257,6 +259,23 @@ def test_wrong_axes_are_refused(recipe: str, over: tuple[str, ...], words: str, 
     assert main(["sweep", recipe, *arguments, "--runs-dir", str(tmp_path / "runs")]) == 2
     assert words in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "runs" / "sweep-tiny" / "points").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--best", "seed"], "--best seed: must be a setting of --over (data.validation)"),
+     (["--best", "data.validation"], "--best data.validation: '0.0' is no number above 0"),
+     (["--predict", "seed=2"], "--predict: 2 points; a law needs 6"),
+     (["--over", "tokens=1k,2k,3k", "--predict", "seed"], "--predict 'seed': must be a setting and its value"),
+     (["--over", "tokens=1k,2k,3k", "--predict", "sead=2"], "did you mean seed")],
+)  # fmt: skip
+def test_what_cannot_be_said_of_a_sweep_is_refused_before_it(
+    recipe: str, options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "runs"
+    assert main(["sweep", recipe, "--over", "data.validation=0.0,0.2", "--runs-dir", str(folder), *options]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not folder.exists()
 
 
 def test_limits_of_a_plan() -> None:
