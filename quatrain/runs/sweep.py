@@ -239,9 +239,7 @@ class SweepPlan:
             if "=" not in change
         ]
         if self.predict and (count := math.prod(len(axis.values) for axis in self.axes)) < LEAST_POINTS:
-            problems.append(
-                f"--predict: {count} points; a law needs {LEAST_POINTS} of two sizes and two lengths at least"
-            )
+            problems.append(f"--predict: {count} points; a law needs {LEAST_POINTS}, of two sizes and two lengths")
         if self.best is not None:
             axis = next((axis for axis in self.axes if axis.key == self.best), None)
             if axis is None:
@@ -312,7 +310,8 @@ def _length(recipe: Recipe, key: str, text: str) -> Iterator[str]:
 def run_sweep(plan: SweepPlan, reporter: Reporter) -> Sweep:
     """Runs the points that are not finished, smallest first, and returns all of them; also written to `sweep.json`.
 
-    Raises InputError, before anything runs, if a recipe of a point or of the larger run is wrong. A point that fails is named and left out.
+    Raises InputError, before anything runs, if a recipe of a point or of the larger run is wrong. A point that fails
+    is named and left out.
     """
     if plan.predict:
         plan.recipe_of(plan.larger())
