@@ -89,12 +89,19 @@ class Bm25:
             if not len(ids):
                 return cls.build([], [], analyzer)
             model = import_bm25s().BM25.load(folder, mmap=True, show_progress=False)
-            if ids.shape != (model.scores["num_docs"],):
+            if ids.shape != (model.scores["num_docs"],) or not _is_whole(model):
                 return None
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, json.JSONDecodeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, json.JSONDecodeError):
             return None
         except InputError:
             if (folder / ABOUT).exists():
                 raise
             return None
         return cls(model, ids, analyzer)
+
+
+def _is_whole(model: Any) -> bool:
+    """Whether every word has a number, and every number scores."""
+    words = model.vocab_dict
+    count = len(model.scores["indptr"]) - 1
+    return isinstance(words, dict) and all(type(number) is int and 0 <= number <= count for number in words.values())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import bloom, gpt2, llama, make_folder, random_model
+from tiny_models import bloom, gpt2, llama, make_folder, mamba2, qwen3_5, random_model, xlstm
 
 from quatrain.cli import main
 from quatrain.compression.calibration import calibrated_blocks
@@ -62,6 +62,29 @@ def test_the_smaller_model_is_the_masked_one(name: str, shares: dict[str, float]
     torch.testing.assert_close(small(IDS)[0], model(IDS)[0], atol=1e-5, rtol=1e-5)
     model_folder.save(small, tmp_path)
     assert torch.equal(load_model(tmp_path)[0](IDS)[0], small(IDS)[0])
+
+
+RECURRENT = {
+    "mamba2": mamba2(num_hidden_layers=4, layer_types=("mamba2",) * 4),
+    "xlstm": xlstm(num_hidden_layers=4, layer_types=("mlstm",) * 4, logit_softcap=30.0),
+    "qwen3_5": qwen3_5(num_hidden_layers=4, layer_types=("gated_delta", "full") * 2),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_layers_are_removed_whole(name: str, tmp_path: Path) -> None:
+    config = RECURRENT[name]
+    model = random_model(config)
+    small, kept = prune(model, BATCHES, layers=0.5)
+    assert (
+        small.config.layer_types == tuple(config.layer_types[place] for place in kept.layers) and len(kept.layers) == 2
+    )
+    model.layers = torch.nn.ModuleList(model.layers[place] for place in kept.layers)
+    torch.testing.assert_close(small(IDS)[0], model(IDS)[0], atol=1e-5, rtol=1e-5)
+    model_folder.save(small, tmp_path)
+    torch.testing.assert_close(load_model(tmp_path)[0](IDS)[0], small(IDS)[0], atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match="cannot be made smaller"):
+        prune(random_model(config), BATCHES, heads=0.5)
 
 
 def test_transformers_reads_the_smaller_folder(tmp_path: Path) -> None:

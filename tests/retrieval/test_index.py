@@ -66,6 +66,18 @@ def test_a_damaged_index_of_words_is_made_again(notes, tmp_path, ids):
         assert hits(index, "What do cats eat?") == expected
 
 
+@pytest.mark.parametrize("words", ["7", "[]", '{"cat": "x"}', '{"cat": 99999}', '{"cat": true}', "{"])
+def test_a_damaged_vocabulary_is_made_again(notes, tmp_path, words):
+    place = tmp_path / "index"
+    build_index(notes, place)
+    with Index.open(place) as index:
+        expected = hits(index, "What do cats eat?")
+    (vocabulary,) = place.rglob("vocab.index.json")
+    vocabulary.write_text(words)
+    with Index.open(place) as index:
+        assert hits(index, "What do cats eat?") == expected
+
+
 def test_hits_are_spans_with_their_file_and_headings(notes, tmp_path):
     build_index(notes, tmp_path / "index")
     with Index.open(tmp_path / "index") as index:

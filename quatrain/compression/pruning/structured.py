@@ -84,7 +84,7 @@ def prune(
     if alternate and not heads and not units:
         kept = Kept(_evenly(config.num_hidden_layers, _rest(config.num_hidden_layers, layers)))
         return smaller(model, kept), kept
-    found = [_importance(block, config) for block in calibrated_blocks(model, batches)]
+    found = [_importance(block, config, shares) for block in calibrated_blocks(model, batches)]
     wanted = _rest(config.num_hidden_layers, layers)
     if alternate:
         places = _evenly(config.num_hidden_layers, wanted)
@@ -101,7 +101,10 @@ def prune(
 
 @dataclass
 class _Importance:
-    """Of one block: the importance of heads and units, how much it turns its input, and the inputs of its outputs."""
+    """Of one block: the importance of heads and units, how much it turns its input, and the inputs of its outputs.
+
+    Heads and units, and the inputs, only where a share of them is removed: recurrent layers have none.
+    """
 
     heads: Tensor
     units: Tensor
@@ -110,21 +113,29 @@ class _Importance:
 
 
 @torch.no_grad()
-def _importance(block: CalibratedBlock, config: ModelConfig) -> _Importance:
-    ends = ("self_attn.o_proj", "mlp.down_proj")
-    inputs = {end: block.inputs[f"{block.name}.{end}"] for end in ends}
-    attention: Any = block.block.self_attn
-    mlp: Any = block.block.mlp
+def _importance(block: CalibratedBlock, config: ModelConfig, shares: Shares) -> _Importance:
+    inputs: dict[str, LayerInputs] = {}
+    heads = units = torch.empty(0)
     # The energy of what a channel adds: its column's norm times its input's; a head is summed with its correlations.
-    energy = (attention.o_proj.weight.float().T @ attention.o_proj.weight.float()) * inputs[ends[0]].gram
-    size = config.num_attention_heads // config.num_key_value_heads * config.head_dim
-    heads = torch.stack([part.sum() for part in _diagonal_parts(energy, size)])
-    units = mlp.down_proj.weight.float().square().sum(0) * inputs[ends[1]].gram.diagonal()
+    if shares.heads:
+        weight, gram = _weight_and_gram(block, "self_attn.o_proj", inputs)
+        size = config.num_attention_heads // config.num_key_value_heads * config.head_dim
+        heads = torch.stack([part.sum() for part in _diagonal_parts((weight.T @ weight) * gram, size)])
+    if shares.units:
+        weight, gram = _weight_and_gram(block, "mlp.down_proj", inputs)
+        units = weight.square().sum(0) * gram.diagonal()
     turned = [
         1 - F.cosine_similarity(before.float(), after.float(), dim=-1).mean()
         for before, after in zip(block.states, block.outputs(), strict=True)
     ]
     return _Importance(heads, units, float(torch.stack(turned).mean()), inputs)
+
+
+def _weight_and_gram(block: CalibratedBlock, end: str, inputs: dict[str, LayerInputs]) -> tuple[Tensor, Tensor]:
+    """The weight of a projection and the second moments of its inputs, which join `inputs`."""
+    inputs[end] = block.inputs[f"{block.name}.{end}"]
+    layer: Any = block.block.get_submodule(end)
+    return layer.weight.float(), inputs[end].gram
 
 
 def _diagonal_parts(matrix: Tensor, size: int) -> list[Tensor]:
@@ -192,7 +203,7 @@ def _structure_problems(model: Model, shares: Shares) -> list[str]:
 
 
 def _config(config: ModelConfig, layers: int, kv_heads: int, units: int) -> ModelConfig:
-    shared = config.num_attention_heads // config.num_key_value_heads
+    shared = config.num_attention_heads // max(config.num_key_value_heads, 1)  # Recurrent models may have neither.
     return config.with_layers(
         range(layers),
         num_attention_heads=kv_heads * shared,
