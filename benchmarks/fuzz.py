@@ -55,10 +55,12 @@ def _imported(*, everything: bool) -> None:
 
     import quatrain
     from quatrain.planning import machine
+
+    # The machine of the inputs: what would fill it is to be refused before it is allocated. Before others import it.
+    machine.available_memory = lambda device="cpu": FREE  # type: ignore[assignment]
     from quatrain.serving import server
 
-    # The machine of the inputs: what would fill it is to be refused before it is allocated, and nobody asks a server.
-    machine.available_memory = lambda device="cpu": FREE  # type: ignore[assignment]
+    # Nobody asks a server.
     server.Server.run = lambda self, sockets=None: self._socket.close()  # type: ignore[assignment]
     if everything:
         importlib.import_module("pyarrow.parquet")
