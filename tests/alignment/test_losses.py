@@ -153,9 +153,10 @@ def test_the_base_under_the_adapter_is_the_reference(name):
     """With reference="base" nothing is precomputed, and no second model is needed."""
     model = random_model(llama())
     apply_adapter(model, AdapterSettings(method="lora", rank=2))
+    generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=0.3, generator=generator)
     precomputed, examples = objective_and_examples(name, model)
     with adapters_disabled(model):
         again = objective_and_examples(name, model)[1]

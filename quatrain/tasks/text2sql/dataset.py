@@ -53,6 +53,8 @@ ASKED_UP_TO = 0.75
 """Share of the documents up to which they are drills, tellings, or of questions as people ask; the rest has frames."""
 DISGUISED_SHARE = 0.6
 """Share of the training questions whose values are invented."""
+HELD_OUT_VALUES, HELD_OUT_COMBINATIONS = 0.1, 0.12
+"""Shares of the values and of the combinations that no training question has."""
 QUESTION = "Question: "
 """Begins a document that holds a question with its SQL."""
 MOST_MISSES = 50_000
@@ -95,27 +97,24 @@ class Text2SQL:
         practice: int = 2000,
         development: int = 200,
         made_up: float = 0.2,
-        held_out_values: float = 0.1,
-        held_out_combinations: float = 0.12,
         shapes: Sequence[str] | None = None,
         reporter: Reporter | None = None,
     ) -> Text2SQL:
         """Read the database; make `examples` training questions, `held_out` questions for each held-out set, and so on.
 
         `made_up` is the share of values in training and practice questions that are inventions (their answers are
-        empty; they teach copying), the two shares after it say how much is held out; `shapes` limits the questions to
-        some shapes. Sets come out smaller where the database does not allow more; `notes` says so. `reporter` shows
-        how many questions there are. Raises InputError for numbers out of range, unknown shapes, and a database
-        nothing can be asked of.
+        empty; they teach copying); `shapes` limits the questions to some shapes. Sets come out smaller where the
+        database does not allow more; `notes` says so. `reporter` shows how many questions there are. Raises InputError
+        for numbers out of range, unknown shapes, and a database nothing can be asked of.
         """
         _check(
             {"examples": examples, "held_out": held_out, "practice": practice, "development": development},
-            {"made_up": made_up, "held_out_values": held_out_values, "held_out_combinations": held_out_combinations},
+            {"made_up": made_up},
             shapes,
         )
         chosen = {name: shape for name, shape in SHAPES.items() if shapes is None or name in shapes}
         schema = introspect(database)
-        held_out_set = HeldOut(seed, held_out_values)
+        held_out_set = HeldOut(seed, HELD_OUT_VALUES)
         material = Material(schema, held_out_set, _lexicon(schema))
         phrases = Phrases(schema)
         draw = Draw(random.Random(f"combinations {seed}"), material, phrases)
@@ -129,7 +128,7 @@ class Text2SQL:
                     for table in schema.tables
                 ),
             )
-        opened, closed = split(combinations, skeletons, random.Random(f"split {seed}"), held_out_combinations)
+        opened, closed = split(combinations, skeletons, random.Random(f"split {seed}"), HELD_OUT_COMBINATIONS)
         notes = [*schema.notes]
         if unfit:
             notes.append(f"{len(unfit)} of {len(chosen)} shapes do not fit this database: {', '.join(unfit)}")
