@@ -114,28 +114,24 @@ class _Importance:
 
 @torch.no_grad()
 def _importance(block: CalibratedBlock, config: ModelConfig, shares: Shares) -> _Importance:
-    inputs: dict[str, LayerInputs] = {}
+    ends = {"self_attn.o_proj": shares.heads, "mlp.down_proj": shares.units}
+    inputs = {end: block.inputs[f"{block.name}.{end}"] for end, share in ends.items() if share}
     heads = units = torch.empty(0)
     # The energy of what a channel adds: its column's norm times its input's; a head is summed with its correlations.
     if shares.heads:
-        weight, gram = _weight_and_gram(block, "self_attn.o_proj", inputs)
+        attention: Any = block.block.self_attn
+        weight = attention.o_proj.weight.float()
+        energy = (weight.T @ weight) * inputs["self_attn.o_proj"].gram
         size = config.num_attention_heads // config.num_key_value_heads * config.head_dim
-        heads = torch.stack([part.sum() for part in _diagonal_parts((weight.T @ weight) * gram, size)])
+        heads = torch.stack([part.sum() for part in _diagonal_parts(energy, size)])
     if shares.units:
-        weight, gram = _weight_and_gram(block, "mlp.down_proj", inputs)
-        units = weight.square().sum(0) * gram.diagonal()
+        mlp: Any = block.block.mlp
+        units = mlp.down_proj.weight.float().square().sum(0) * inputs["mlp.down_proj"].gram.diagonal()
     turned = [
         1 - F.cosine_similarity(before.float(), after.float(), dim=-1).mean()
         for before, after in zip(block.states, block.outputs(), strict=True)
     ]
     return _Importance(heads, units, float(torch.stack(turned).mean()), inputs)
-
-
-def _weight_and_gram(block: CalibratedBlock, end: str, inputs: dict[str, LayerInputs]) -> tuple[Tensor, Tensor]:
-    """The weight of a projection and the second moments of its inputs, which join `inputs`."""
-    inputs[end] = block.inputs[f"{block.name}.{end}"]
-    layer: Any = block.block.get_submodule(end)
-    return layer.weight.float(), inputs[end].gram
 
 
 def _diagonal_parts(matrix: Tensor, size: int) -> list[Tensor]:
